@@ -1,0 +1,31 @@
+"""Optional packages: imported where they are used, through one function that names the extra which brings them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class MissingExtraError(ImportError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+
+def require(module: str, *, extra: str) -> Any:
+    """Import an optional module.
+
+    Args:
+        module: dotted name, e.g. "pyarrow.parquet".
+        extra: the extra of this package that brings it.
+
+    Raises:
+        MissingExtraError: naming the module and the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is there but fails on an import of its own is not "missing": let that error speak.
+        if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"vista: '{module}' is needed here and is not installed: pip install 'vista-ext[{extra}]'"
+        ) from error
