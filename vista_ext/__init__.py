@@ -2,7 +2,12 @@
 
 __version__ = "0.1.0"
 
+import importlib.util
+
 import torch  # noqa: F401  (the op library links against torch's own)
+
+if importlib.util.find_spec("vista_ext._C") is None:
+    raise ImportError("vista_ext is not built here: run `pip install .` (a source checkout hides an installed package)")
 
 from vista_ext import _C  # isort: skip  (registers the schemas that vista_ext.ops adds to)
 from vista_ext import ops

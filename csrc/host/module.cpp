@@ -1,5 +1,5 @@
-// The door for Python: importing this module loads and registers the op library that lies beside it, and it carries what
-// needs no tensor. torch must be imported first (vista_ext/__init__.py does).
+// The door for Python: importing this module loads and registers the op library that lies beside it, and it carries
+// what needs no tensor. torch must be imported first (vista_ext/__init__.py does).
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

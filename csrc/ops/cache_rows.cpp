@@ -27,8 +27,8 @@ Tensor cache_scatter_cpu(Tensor cache, Tensor slots, Tensor rows, std::string po
   check(rows.size(1) == cache.size(1), op, "rows must have the cache's row_bytes (", cache.size(1), "), found ",
         rows.size(1));
   const std::vector<int64_t> slot_of = read_indices(op, "slots", slots);
-  check(static_cast<int64_t>(slot_of.size()) == rows.size(0), op, "slots must have one entry per row (",
-        rows.size(0), "), found ", slot_of.size());
+  check(static_cast<int64_t>(slot_of.size()) == rows.size(0), op, "slots must have one entry per row (", rows.size(0),
+        "), found ", slot_of.size());
 
   const int64_t num_slots = cache.size(0);
   std::vector<int64_t> source(num_slots, -1);

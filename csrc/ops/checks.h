@@ -101,8 +101,8 @@ inline std::vector<int64_t> read_indices(const char* op, const char* name, const
   return values;
 }
 
-// Sequence boundaries: 0 <= offsets[i] <= offsets[i + 1] <= total, lengths at most max_len. Rows from offsets[-1] on are
-// padding: ops write zeros there and read nothing.
+// Sequence boundaries: 0 <= offsets[i] <= offsets[i + 1] <= total, lengths at most max_len. Rows from offsets[-1] on
+// are padding: ops write zeros there and read nothing.
 inline std::vector<int64_t> read_offsets(const char* op, const char* name, const Tensor& tensor, int64_t total,
                                          const char* max_name, int64_t max_len) {
   std::vector<int64_t> offsets = read_indices(op, name, tensor);
@@ -111,8 +111,8 @@ inline std::vector<int64_t> read_offsets(const char* op, const char* name, const
   for (size_t i = 1; i < offsets.size(); ++i) {
     const int64_t length = offsets[i] - offsets[i - 1];
     check(length >= 0, op, name, " must not decrease, found ", offsets[i - 1], " then ", offsets[i], " at index ", i);
-    check(length <= max_len, op, max_name, " must be at least the longest sequence, found ", max_len,
-          " for sequence ", i - 1, " of length ", length);
+    check(length <= max_len, op, max_name, " must be at least the longest sequence, found ", max_len, " for sequence ",
+          i - 1, " of length ", length);
   }
   check(offsets.back() <= total, op, name, " must end within the packed rows (", total, "), found ", offsets.back());
   return offsets;

@@ -8,9 +8,9 @@
 namespace vista::cpu {
 
 struct ScatterParams {
-  uint8_t* cache;        // [num_slots, row_bytes]
-  const uint8_t* rows;   // [n, row_bytes]
-  const int64_t* source; // [num_slots] row written to that slot, -1 for none
+  uint8_t* cache;         // [num_slots, row_bytes]
+  const uint8_t* rows;    // [n, row_bytes]
+  const int64_t* source;  // [num_slots] row written to that slot, -1 for none
   int64_t num_slots;
   int64_t row_bytes;
 };

@@ -22,10 +22,10 @@ struct RowLayout {
   RowScheme scheme;
   int64_t tokens;
   int64_t dim;
-  int64_t group;           // values that share a scale; divides dim
-  int64_t scales_offset;   // bytes from the start of the row
-  int64_t biases_offset;   // == scales end for schemes without a bias
-  int64_t row_bytes;       // stride between users, a multiple of kRowAlignment
+  int64_t group;          // values that share a scale; divides dim
+  int64_t scales_offset;  // bytes from the start of the row
+  int64_t biases_offset;  // == scales end for schemes without a bias
+  int64_t row_bytes;      // stride between users, a multiple of kRowAlignment
   int64_t groups() const { return tokens * (dim / group); }
 };
 
@@ -45,7 +45,8 @@ inline RowScheme parse_row_scheme(const std::string& name) {
   throw std::invalid_argument("scheme must be 'int8', 'int4' or 'fp8_e4m3', found '" + name + "'");
 }
 
-// group <= 0 asks for the default: the whole token for int8 and fp8, 64 for int4 (the token where 64 does not divide it).
+// group <= 0 asks for the default: the whole token for int8 and fp8, 64 for int4 (the token where 64 does not divide
+// it).
 inline RowLayout make_row_layout(RowScheme scheme, int64_t tokens, int64_t dim, int64_t group = 0) {
   if (tokens < 1) throw std::invalid_argument("tokens must be at least 1, found " + std::to_string(tokens));
   if (dim < 1) throw std::invalid_argument("dim must be at least 1, found " + std::to_string(dim));

@@ -1,0 +1,55 @@
+# Two commands set everything up: `make demo` and `make test`. Both are idempotent and need no root and no server.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements
+
+.PHONY: demo test quick bench lint format kernels wheel clean
+
+# The environment: remade only when the pins change. setuptools and wheel travel with the pins, so that the install
+# below needs no build isolation and stays incremental.
+$(STAMP): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vista: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# Build and install in place; a second run with nothing changed takes seconds.
+.PHONY: install
+install: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  --no-deps -e .
+
+demo: install
+	$(BIN)/vista demo
+
+test: install
+	$(BIN)/python -m pytest
+
+quick: install
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: install
+	$(BIN)/python -m pytest bench/
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(abspath $(BIN))/clang-format --dry-run --Werror
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(abspath $(BIN))/clang-format -i
+
+# Compile gate for the CUDA kernels; needs nvcc, not a GPU.
+kernels: $(STAMP)
+	$(BIN)/python tools/compile_kernels.py
+
+wheel: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist
