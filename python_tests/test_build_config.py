@@ -1,0 +1,62 @@
+"""Build variables are read strictly: a misspelt value stops the build instead of being taken for something else."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import build_config
+
+
+@pytest.fixture
+def fake_torch(tmp_path, monkeypatch):
+    root = tmp_path / "torch"
+    root.mkdir()
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    monkeypatch.setenv("VISTA_TORCH_ROOT", str(root))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.delenv("VISTA_CUDA", raising=False)
+    monkeypatch.delenv("VISTA_CUDA_ARCHS", raising=False)
+
+    def write(cuda: str) -> None:
+        (root / "version.py").write_text(f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda}\n")
+
+    write("None")
+    return write
+
+
+def test_cuda_follows_torch_not_a_visible_gpu(fake_torch):
+    assert not build_config.from_environment().cuda
+    fake_torch("'13.0'")
+    assert build_config.from_environment().cuda
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", False), ("1", True), ("auto", False)])
+def test_cuda_can_be_said(fake_torch, monkeypatch, value, expected):
+    monkeypatch.setenv("VISTA_CUDA", value)
+    assert build_config.from_environment().cuda is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("VISTA_CUDA", "TRUE", "VISTA_CUDA must be 0, 1 or auto, found 'TRUE'"),
+        ("VISTA_CUDA_ARCHS", "sm_80", "VISTA_CUDA_ARCHS must be a list such as '80;90a', found 'sm_80'"),
+        ("VISTA_TORCH_ROOT", "/no/such/folder", "VISTA_TORCH_ROOT must name an existing folder"),
+        ("VISTA_CUTLASS_ROOT", "/no/such/folder", "VISTA_CUTLASS_ROOT must name an existing folder"),
+    ],
+)
+def test_bad_values_are_named(fake_torch, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(build_config.BuildConfigError, match=message.replace("[", r"\[")):
+        build_config.from_environment()
+
+
+def test_cuda_without_nvcc_is_an_error(fake_torch, monkeypatch):
+    monkeypatch.setattr(build_config, "_find_nvcc", lambda: None)
+    monkeypatch.setenv("VISTA_CUDA", "1")
+    with pytest.raises(build_config.BuildConfigError, match="needs nvcc"):
+        build_config.from_environment()
