@@ -40,7 +40,7 @@ def _missing(config_settings: object = None) -> list[str]:
 
     need = []
     if absent("setuptools"):
-        need.append("setuptools>=77")
+        need.append("setuptools>=68")
     if absent("pybind11"):
         need.append("pybind11>=2.12")
     if shutil.which("ninja") is None and absent("ninja"):
