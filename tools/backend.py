@@ -7,6 +7,7 @@ is requested.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -23,6 +24,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import build_config  # noqa: E402
 
 MIN_CMAKE = (3, 24)
+MIN_SETUPTOOLS = (70, 1)  # from here on it builds wheels without the wheel package
+
+
+def _has_setuptools() -> bool:
+    try:
+        version = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= MIN_SETUPTOOLS
 
 
 def _has_cmake() -> bool:
@@ -39,8 +49,8 @@ def _missing(config_settings: object = None) -> list[str]:
         return importlib.util.find_spec(module) is None
 
     need = []
-    if absent("setuptools"):
-        need.append("setuptools>=68")
+    if not _has_setuptools():
+        need.append("setuptools>=70.1")
     if absent("pybind11"):
         need.append("pybind11>=2.12")
     if shutil.which("ninja") is None and absent("ninja"):
