@@ -1,41 +1,41 @@
 // Every schema of the package, in one place, present whatever was compiled: torch.ops.vista.x always resolves.
+// All tensors of a differentiable op stand before the `*`: register_autograd takes no keyword-only tensors.
 // Implementations register beside their op (csrc/ops/<op>.cpp); fake kernels and autograd in vista_ext/ops/<op>.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(vista, m) {
   // Quasi-linear attention (paper section 3.2)
   m.def(
-      "qla(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, *, Tensor? num_targets=None, "
-      "Tensor? attn_scale=None, str activation='silu', str state_activation='silu') -> (Tensor out, Tensor state)");
+      "qla(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? num_targets=None, Tensor? "
+      "attn_scale=None, *, str activation='silu', str state_activation='silu') -> (Tensor out, Tensor state)");
   m.def(
-      "qla_backward(Tensor grad_out, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor state, "
-      "Tensor seq_offsets, int max_seq_len, *, Tensor? num_targets=None, Tensor? attn_scale=None, "
-      "str activation='silu', str state_activation='silu') -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "qla_backward(Tensor grad_out, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor state, Tensor "
+      "seq_offsets, int max_seq_len, Tensor? num_targets=None, Tensor? attn_scale=None, *, str activation='silu', "
+      "str state_activation='silu') -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   m.def(
-      "qla_state(Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, *, Tensor? num_targets=None, "
-      "str activation='silu') -> Tensor");
+      "qla_state(Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? num_targets=None, *, str "
+      "activation='silu') -> Tensor");
   m.def(
-      "qla_state_backward(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, *, "
-      "Tensor? num_targets=None, str activation='silu') -> (Tensor grad_k, Tensor grad_v)");
+      "qla_state_backward(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? "
+      "num_targets=None, *, str activation='silu') -> (Tensor grad_k, Tensor grad_v)");
   m.def(
-      "qla_apply(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int max_seq_len, *, "
-      "Tensor? num_targets=None, Tensor? self_k=None, Tensor? self_v=None, str activation='silu', "
-      "str state_activation='silu') -> Tensor");
+      "qla_apply(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int max_seq_len, Tensor? "
+      "self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', str "
+      "state_activation='silu') -> Tensor");
   m.def(
-      "qla_apply_backward(Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, "
-      "int max_seq_len, *, Tensor? num_targets=None, Tensor? self_k=None, Tensor? self_v=None, "
-      "str activation='silu', str state_activation='silu') -> (Tensor grad_q, Tensor grad_state, "
-      "Tensor grad_self_k, Tensor grad_self_v)");
+      "qla_apply_backward(Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int "
+      "max_seq_len, Tensor? self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', "
+      "str state_activation='silu') -> (Tensor grad_q, Tensor grad_state, Tensor grad_self_k, Tensor grad_self_v)");
 
   // Softmax target attention (paper section 3.3)
   m.def(
-      "jagged_cross_attn(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_offsets, int max_q_len, "
-      "int max_kv_len, *, Tensor? kv_index=None, Tensor? self_k=None, Tensor? self_v=None, "
-      "float? attn_scale=None) -> (Tensor out, Tensor lse)");
+      "jagged_cross_attn(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_offsets, int max_q_len, int "
+      "max_kv_len, Tensor? self_k=None, Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> "
+      "(Tensor out, Tensor lse)");
   m.def(
       "jagged_cross_attn_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, Tensor q_offsets, Tensor kv_offsets, int max_q_len, int max_kv_len, *, Tensor? kv_index=None, "
-      "Tensor? self_k=None, Tensor? self_v=None, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
+      "Tensor lse, Tensor q_offsets, Tensor kv_offsets, int max_q_len, int max_kv_len, Tensor? self_k=None, "
+      "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)

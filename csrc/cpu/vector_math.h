@@ -1,0 +1,159 @@
+// Vectors of float, their activations and a small matrix product, in the instruction set of the including file.
+// The includer defines VISTA_ISA (a namespace: each file keeps its own copy) and VISTA_LANES. No std:: templates here:
+// the linker might keep the widest copy of a weak symbol for every processor.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "vista/qla.h"
+
+namespace vista::cpu {
+namespace VISTA_ISA {
+
+constexpr int64_t kLanes = VISTA_LANES;
+typedef float vf __attribute__((vector_size(VISTA_LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(VISTA_LANES * 4)));
+typedef float vf_memory __attribute__((vector_size(VISTA_LANES * 4), aligned(4), may_alias));
+
+inline vf load(const float* p) { return *reinterpret_cast<const vf_memory*>(p); }
+inline void store(float* p, vf x) { *reinterpret_cast<vf_memory*>(p) = x; }
+inline vf splat(float x) { return x - vf{}; }
+
+// Cephes-style exp: 2^n times a degree-6 polynomial, relative error about 1e-7; saturates outside [-87, 88].
+inline vf exp_v(vf x) {
+  const vf magic = splat(12582912.f);  // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits
+  x = x < -87.f ? splat(-87.f) : x;
+  x = x > 88.f ? splat(88.f) : x;
+  const vf shifted = x * 1.44269504088896341f + magic;
+  const vf n = shifted - magic;
+  vf r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  const vi bits = (reinterpret_cast<vi>(shifted) - reinterpret_cast<vi>(magic)) << 23;
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + bits);
+}
+
+// y = phi(x); with dy also phi'(x). n is a multiple of kLanes.
+inline void activate(Activation kind, const float* x, float* y, float* dy, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf a = load(x + i);
+    vf value = a, slope = splat(1.f);
+    switch (kind) {
+      case Activation::kSilu: {
+        const vf s = 1.f / (1.f + exp_v(-a));
+        value = a * s;
+        slope = s * (1.f + a * (1.f - s));
+        break;
+      }
+      case Activation::kShiftedElu: {
+        const vf below = exp_v(a - 1.f);
+        value = a < 1.f ? below : a;
+        slope = a < 1.f ? below : slope;
+        break;
+      }
+      case Activation::kRelu:
+        value = a < 0.f ? vf{} : a;  // keeps NaN
+        slope = a > 0.f ? slope : vf{};
+        break;
+      case Activation::kIdentity: break;
+    }
+    store(y + i, value);
+    if (dy != nullptr) store(dy + i, slope);
+  }
+}
+
+inline float from_bfloat16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t rounded = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  return value != value ? static_cast<uint16_t>(0x7fc0) : rounded;
+}
+
+// n values of a row as floats, zeros up to `padded`.
+inline void load_row(DType dtype, const void* base, int64_t offset, float* to, int64_t n, int64_t padded) {
+  switch (dtype) {
+    case DType::kFloat: std::memcpy(to, static_cast<const float*>(base) + offset, n * 4); break;
+    case DType::kBFloat16: {
+      const uint16_t* from = static_cast<const uint16_t*>(base) + offset;
+      for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(from[i]);
+      break;
+    }
+    case DType::kHalf: {
+      const _Float16* from = static_cast<const _Float16*>(base) + offset;
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
+      break;
+    }
+  }
+  for (int64_t i = n; i < padded; ++i) to[i] = 0.f;
+}
+
+inline void store_row(DType dtype, void* base, int64_t offset, const float* from, int64_t n) {
+  switch (dtype) {
+    case DType::kFloat: std::memcpy(static_cast<float*>(base) + offset, from, n * 4); break;
+    case DType::kBFloat16: {
+      uint16_t* to = static_cast<uint16_t*>(base) + offset;
+      for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
+      break;
+    }
+    case DType::kHalf: {
+      _Float16* to = static_cast<_Float16*>(base) + offset;
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<_Float16>(from[i]);
+      break;
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth,
+                         float* c, int64_t c_row, bool accumulate) {
+  vf sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = accumulate ? load(c + i * c_row + j * kLanes) : vf{};
+  for (int64_t t = 0; t < depth; ++t) {
+    vf column[kVectors];
+    for (int j = 0; j < kVectors; ++j) column[j] = load(b + t * b_depth + j * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const vf factor = splat(a[i * a_row + t * a_depth]);
+      for (int j = 0; j < kVectors; ++j) sum[i][j] += factor * column[j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) store(c + i * c_row + j * kLanes, sum[i][j]);
+}
+
+template <int kVectors>
+inline void product_columns(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_depth, const float* b,
+                            int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4)
+    product_tile<4, kVectors>(depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, accumulate);
+  for (; i < rows; ++i)
+    product_tile<1, kVectors>(depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, accumulate);
+}
+
+// c[i][j] (+)= sum over t < depth of a[i * a_row + t * a_depth] * b[t][j]; columns are a multiple of kLanes.
+inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_depth,
+                    const float* b, int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= columns; j += 4 * kLanes)
+    product_columns<4>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
+  for (; j < columns; j += kLanes)
+    product_columns<1>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
+}
+
+}  // namespace VISTA_ISA
+}  // namespace vista::cpu
