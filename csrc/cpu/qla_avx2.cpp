@@ -4,11 +4,7 @@
 
 namespace vista::cpu {
 
-const QlaKernels qla_kernels_avx2{"avx2",
-                                  avx2::qla_state,
-                                  avx2::qla_apply,
-                                  avx2::qla_apply_backward,
-                                  avx2::qla_state_backward,
+const QlaKernels qla_kernels_avx2{avx2::qla_state, avx2::qla_apply, avx2::qla_apply_backward, avx2::qla_state_backward,
                                   avx2::qla_state_gradient};
 
 }  // namespace vista::cpu

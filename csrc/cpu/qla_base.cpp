@@ -1,14 +1,11 @@
 #define VISTA_ISA base
 #define VISTA_LANES 4
 #include "qla_kernels.h"
+#include "vista/cpu_isa.h"
 
 namespace vista::cpu {
 
-const QlaKernels qla_kernels_base{"base",
-                                  base::qla_state,
-                                  base::qla_apply,
-                                  base::qla_apply_backward,
-                                  base::qla_state_backward,
+const QlaKernels qla_kernels_base{base::qla_state, base::qla_apply, base::qla_apply_backward, base::qla_state_backward,
                                   base::qla_state_gradient};
 
 int64_t qla_scratch_floats(int64_t d, int64_t e) {
@@ -18,15 +15,7 @@ int64_t qla_scratch_floats(int64_t d, int64_t e) {
 
 const QlaKernels& qla_kernels() {
 #ifdef VISTA_X86
-  static const QlaKernels& best =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
-              __builtin_cpu_supports("avx512vnni")
-          ? qla_kernels_avx512
-          : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
-                 ? qla_kernels_avx2
-                 : qla_kernels_base);
-  return best;
+  return choose(qla_kernels_base, qla_kernels_avx2, qla_kernels_avx512);
 #else
   return qla_kernels_base;
 #endif

@@ -3,13 +3,12 @@
 #pragma once
 
 #include "vector_math.h"
+#include "vista/qla.h"
 
 namespace vista::cpu {
 namespace VISTA_ISA {
 
 constexpr int64_t kBlock = 32;
-
-inline int64_t pad(int64_t n) { return (n + 15) / 16 * 16; }  // 16: the widest kLanes, so that layouts agree
 
 struct Scratch {
   float *rows_d[4], *rows_e[2], *matrix[2];
@@ -47,14 +46,6 @@ inline void make_map(const QlaParams& p, const Task& task, float* map) {
     for (int64_t j = p.e; j < pad(p.e); ++j) row[j] = 0.f;
     activate(p.state_activation, row, row, nullptr, pad(p.e));
   }
-}
-
-inline float dot(const float* a, const float* b, int64_t padded) {
-  vf sum{};
-  for (int64_t i = 0; i < padded; i += kLanes) sum += load(a + i) * load(b + i);
-  float total = 0.f;
-  for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
-  return total;
 }
 
 // Sums go through a padded accumulator and are copied out without the padding.

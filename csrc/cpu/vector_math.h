@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "vista/qla.h"
+#include "vista/types.h"
 
 namespace vista::cpu {
 namespace VISTA_ISA {
+
+inline int64_t pad(int64_t n) { return (n + 15) / 16 * 16; }  // 16: the widest kLanes, so that layouts agree
 
 constexpr int64_t kLanes = VISTA_LANES;
 typedef float vf __attribute__((vector_size(VISTA_LANES * 4)));
@@ -67,6 +69,14 @@ inline void activate(Activation kind, const float* x, float* y, float* dy, int64
     store(y + i, value);
     if (dy != nullptr) store(dy + i, slope);
   }
+}
+
+inline float dot(const float* a, const float* b, int64_t padded) {
+  vf sum{};
+  for (int64_t i = 0; i < padded; i += kLanes) sum += load(a + i) * load(b + i);
+  float total = 0.f;
+  for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
+  return total;
 }
 
 inline float from_bfloat16(uint16_t bits) {

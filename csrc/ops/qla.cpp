@@ -1,11 +1,10 @@
 #include "vista/qla.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
-#include "checks.h"
+#include "attention.h"
 
 namespace vista {
 namespace {
@@ -24,35 +23,6 @@ cpu::Activation parse_activation(const char* op, const char* name, const std::st
   if (value == "relu") return cpu::Activation::kRelu;
   if (value == "identity") return cpu::Activation::kIdentity;
   fail(op, name, " must be 'silu', 'shifted_elu', 'relu' or 'identity', found '", value, "'");
-}
-
-cpu::DType kernel_dtype(ScalarType dtype) {
-  if (dtype == ScalarType::BFloat16) return cpu::DType::kBFloat16;
-  return dtype == ScalarType::Half ? cpu::DType::kHalf : cpu::DType::kFloat;
-}
-
-void check_head_dim(const char* op, const char* name, int64_t dim) {
-  check(dim >= 16 && dim <= 256 && dim % 8 == 0, op, name, "'s head dim must be a multiple of 8 from 16 to 256, found ",
-        dim);
-}
-
-void check_rows(const char* op, const char* name, const Tensor& rows) {
-  check_cpu(op, name, rows);
-  check_rank(op, name, rows, 3, "[total, heads, head_dim]");
-  check_float_dtype(op, name, rows);
-  check_head_dim(op, name, rows.size(2));
-}
-
-// `rows` agrees with `first` in dtype, total and heads, and has `dim` columns.
-void check_like(const char* op, const char* name, const Tensor& rows, const char* first_name, const Tensor& first,
-                int64_t dim) {
-  check_cpu(op, name, rows);
-  check_rank(op, name, rows, 3, "[total, heads, head_dim]");
-  check(rows.scalar_type() == first.scalar_type(), op, name, " must have the dtype of ", first_name, " (",
-        dtype_name(first.scalar_type()), "), found ", dtype_name(rows.scalar_type()));
-  check(rows.size(0) == first.size(0) && rows.size(1) == first.size(1) && rows.size(2) == dim, op, name,
-        " must have shape [", first.size(0), ", ", first.size(1), ", ", dim, "] to go with ", first_name, ", found ",
-        shape_of(rows));
 }
 
 struct Sequences {
@@ -85,19 +55,9 @@ Sequences read_sequences(const char* op, const Tensor& seq_offsets, int64_t tota
   return s;
 }
 
-// Zeroed where a kernel does not write every row.
-Tensor rows_like(const Tensor& like, bool zero) {
-  Tensor rows = torch::stable::new_empty(like, like.sizes());
-  if (zero) torch::stable::zero_(rows);
-  return rows;
-}
-
 Tensor state_like(const Tensor& like, int64_t batch, int64_t heads, int64_t d, int64_t e) {
   return torch::stable::new_empty(like, {batch, heads, d, e}, ScalarType::Float);
 }
-
-const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
-float* mutable_floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 void check_state(const char* op, const char* name, const Tensor& state, int64_t batch, int64_t heads, int64_t d,
                  int64_t e) {
@@ -155,13 +115,8 @@ class Plan {
   }
 
   void run(const QlaParams& params, Kernel kernel) const {
-    const size_t bytes = (cpu::qla_scratch_floats(params.d, params.e) * sizeof(float) + 63) / 64 * 64;
-    const int64_t tasks = static_cast<int64_t>(chunks.size()) * params.heads;
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
-      if (scratch == nullptr) throw std::bad_alloc();
-      kernel(params, begin, end, static_cast<float*>(scratch.get()));
-    });
+    run_tasks(static_cast<int64_t>(chunks.size()) * params.heads, cpu::qla_scratch_floats(params.d, params.e),
+              [&](int64_t begin, int64_t end, float* scratch) { kernel(params, begin, end, scratch); });
   }
 
   void reduce(float* sums) const {

@@ -1,4 +1,4 @@
-"""qla and its halves against float64 references; every bound is a multiple of what torch in the same precision misses."""
+"""qla and its halves against float64 references; a bound is a multiple of what torch in the same precision misses."""
 
 from itertools import pairwise
 
@@ -7,6 +7,7 @@ import torch
 
 from vista_ext import ops
 from vista_ext.reference import qla_by_rows, qla_by_state
+from vista_ext.testing import assert_as_good_as, rms
 
 # Ugly lengths (none, one, primes, more than one chunk), and three rows of padding behind the last sequence.
 LENGTHS = [5, 0, 1, 113, 1, 2300, 63]
@@ -24,18 +25,6 @@ def make(d, e, dtype=torch.float32, heads=2, seed=0, lengths=LENGTHS):
     return q, k, v, offsets
 
 
-def rms(x):
-    return x.double().square().mean().sqrt()
-
-
-def assert_as_good_as_torch(ours, exact, torch_same_precision):
-    for mine, right, peer in zip(ours, exact, torch_same_precision, strict=True):
-        assert mine.dtype == peer.dtype and mine.shape == peer.shape
-        # The second term is one rounding of the result: torch's own composition may round by luck to no error at all.
-        eps = torch.finfo(mine.dtype).eps
-        assert rms(mine - right) <= 2 * rms(peer - right) + eps * rms(right)
-
-
 def outputs_and_grads(function, q, k, v, grad):
     out = function(q, k, v)
     return out, *torch.autograd.grad(out, (q, k, v), grad.to(out.dtype))
@@ -51,7 +40,7 @@ def test_matches_the_definition(d, e, dtype):
     ours = outputs_and_grads(lambda *a: ops.qla(*a, offsets, 2300, num_targets=targets), q, k, v, grad)
     right = outputs_and_grads(lambda *a: qla_by_state(*a, offsets, num_targets=targets), *exact, grad)
     peer = outputs_and_grads(lambda *a: qla_by_state(*a, offsets, num_targets=targets), q, k, v, grad)
-    assert_as_good_as_torch(ours, right, peer)
+    assert_as_good_as(ours, right, peer)
     for result in ours:
         assert not result[-PADDING:].any(), "padding rows must be zero"
 
@@ -72,9 +61,7 @@ def test_every_activation(activation, state_activation):
     ours = outputs_and_grads(
         lambda *a: ops.qla(*a, offsets.int(), 2300, num_targets=targets, attn_scale=scale, **options), q, k, v, grad
     )
-    assert_as_good_as_torch(
-        ours, outputs_and_grads(reference, *exact, grad), outputs_and_grads(reference, q, k, v, grad)
-    )
+    assert_as_good_as(ours, outputs_and_grads(reference, *exact, grad), outputs_and_grads(reference, q, k, v, grad))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

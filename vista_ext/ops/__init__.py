@@ -1,6 +1,7 @@
 """Typed functions over `torch.ops.vista.*`: one file per op, holding its docstring, fake kernel and autograd."""
 
 from vista_ext.ops.cache_rows import cache_scatter_
+from vista_ext.ops.cross_attn import jagged_cross_attn
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 
-__all__ = ["cache_scatter_", "mean_scale", "qla", "qla_apply", "qla_state"]
+__all__ = ["cache_scatter_", "jagged_cross_attn", "mean_scale", "qla", "qla_apply", "qla_state"]

@@ -4,10 +4,9 @@
 
 #include <cstdint>
 
-namespace vista::cpu {
+#include "vista/types.h"
 
-enum class DType : int32_t { kFloat, kBFloat16, kHalf };
-enum class Activation : int32_t { kSilu, kShiftedElu, kRelu, kIdentity };
+namespace vista::cpu {
 
 struct QlaChunk {
   int64_t seq;         // sequence, indexes state and scale
@@ -40,7 +39,6 @@ struct QlaParams {
 
 // tasks: chunk index * heads + head. scratch: qla_scratch_floats(d, e) floats, 64-byte aligned, one per thread.
 struct QlaKernels {
-  const char* isa;
   void (*state)(const QlaParams&, int64_t task_begin, int64_t task_end, float* scratch);
   void (*apply)(const QlaParams&, int64_t task_begin, int64_t task_end, float* scratch);
   // grad_q of every row, grad_k and grad_v of target rows, chunk partials of W = phi1(Q)^T grad_out

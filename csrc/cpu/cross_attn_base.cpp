@@ -1,0 +1,24 @@
+#define VISTA_ISA base
+#define VISTA_LANES 4
+#include "cross_attn_kernels.h"
+#include "vista/cpu_isa.h"
+
+namespace vista::cpu {
+
+const CrossAttnKernels cross_attn_kernels_base{base::cross_attn_forward, base::cross_attn_backward_queries,
+                                               base::cross_attn_backward_keys};
+
+int64_t cross_attn_scratch_floats(int64_t d, int64_t e) {
+  const int64_t dp = base::pad(d), ep = base::pad(e);
+  return (kQueryBlock + 3 * kKeyBlock) * (dp + ep) + 2 * kQueryBlock * kKeyBlock;
+}
+
+const CrossAttnKernels& cross_attn_kernels() {
+#ifdef VISTA_X86
+  return choose(cross_attn_kernels_base, cross_attn_kernels_avx2, cross_attn_kernels_avx512);
+#else
+  return cross_attn_kernels_base;
+#endif
+}
+
+}  // namespace vista::cpu

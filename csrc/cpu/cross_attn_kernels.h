@@ -1,0 +1,257 @@
+// Softmax attention kernels, compiled once per instruction set. A tile is kQueryBlock queries by kKeyBlock keys; the
+// softmax runs in float32, forward with a running maximum, backward from the stored log-sum-exp.
+#pragma once
+
+#include "vector_math.h"
+#include "vista/cross_attn.h"
+
+namespace vista::cpu {
+namespace VISTA_ISA {
+
+struct AttnScratch {
+  float *query, *grad, *key, *key_t, *value, *value_t, *scores, *grad_scores, *sum_d, *sum_e;
+  AttnScratch(float* base, int64_t d, int64_t e) {
+    const int64_t dp = pad(d), ep = pad(e);
+    auto take = [&](int64_t n) {
+      float* at = base;
+      base += n;
+      return at;
+    };
+    query = take(kQueryBlock * dp), grad = take(kQueryBlock * ep);
+    key = take(kKeyBlock * dp), key_t = take(dp * kKeyBlock);
+    value = take(kKeyBlock * ep), value_t = take(ep * kKeyBlock);
+    scores = take(kQueryBlock * kKeyBlock), grad_scores = take(kQueryBlock * kKeyBlock);
+    sum_d = take(kKeyBlock * dp), sum_e = take(kKeyBlock * ep);
+  }
+};
+
+inline void load_rows(DType dtype, const void* base, int64_t row, int64_t heads, int64_t head, int64_t rows, int64_t n,
+                      float* to) {
+  for (int64_t r = 0; r < rows; ++r) load_row(dtype, base, ((row + r) * heads + head) * n, to + r * pad(n), n, pad(n));
+}
+
+inline void store_rows(DType dtype, void* base, int64_t row, int64_t heads, int64_t head, int64_t rows, int64_t n,
+                       const float* from) {
+  for (int64_t r = 0; r < rows; ++r) store_row(dtype, base, ((row + r) * heads + head) * n, from + r * pad(n), n);
+}
+
+// [rows, pad(n)] to [n, kKeyBlock], zeros beyond `rows`
+inline void transpose(const float* from, int64_t rows, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t r = 0; r < rows; ++r) to[i * kKeyBlock + r] = from[r * pad(n) + i];
+    for (int64_t r = rows; r < kKeyBlock; ++r) to[i * kKeyBlock + r] = 0.f;
+  }
+}
+
+inline void scale_row(float* row, float factor, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(row + i, load(row + i) * factor);
+}
+
+inline void add_row(float* row, float factor, const float* other, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(row + i, load(row + i) + factor * load(other + i));
+}
+
+inline float exp_one(float x) { return exp_v(splat(x))[0]; }
+
+inline float sum_row(const float* row) {
+  vf sum{};
+  for (int64_t i = 0; i < kKeyBlock; i += kLanes) sum += load(row + i);
+  float total = 0.f;
+  for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
+  return total;
+}
+
+// row[i] = exp(row[i] - shift), zero from n on; the sum
+inline float exp_row(float* row, float shift, int64_t n) {
+  for (int64_t i = 0; i < pad(n); i += kLanes) store(row + i, exp_v(load(row + i) - shift));
+  for (int64_t i = n; i < kKeyBlock; ++i) row[i] = 0.f;
+  return sum_row(row);
+}
+
+void cross_attn_forward(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
+  const AttnScratch s(scratch, p.d, p.e);
+  const int64_t dp = pad(p.d), ep = pad(p.e);
+  float top[kQueryBlock], total[kQueryBlock];
+  for (int64_t t = task_begin; t < task_end; ++t) {
+    const QueryBlock& block = p.query_blocks[t / p.q_heads];
+    const int64_t head = t % p.q_heads, kv_head = head / (p.q_heads / p.kv_heads), rows = block.end - block.begin;
+    load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, s.query);
+    for (int64_t r = 0; r < rows; ++r) {
+      scale_row(s.query + r * dp, p.scale, dp);
+      top[r] = -__builtin_inff(), total[r] = 0.f;
+    }
+    float* out = s.sum_e;
+    std::memset(out, 0, rows * ep * 4);
+    for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
+      const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
+      load_rows(p.dtype, p.k, from, p.kv_heads, kv_head, keys, p.d, s.key);
+      transpose(s.key, keys, p.d, s.key_t);
+      load_rows(p.dtype, p.v, from, p.kv_heads, kv_head, keys, p.e, s.value);
+      product(rows, kKeyBlock, p.d, s.query, dp, 1, s.key_t, kKeyBlock, s.scores, kKeyBlock, false);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* row = s.scores + r * kKeyBlock;
+        float high = top[r];
+        for (int64_t j = 0; j < keys; ++j) high = row[j] > high ? row[j] : high;
+        // A row of NaN or of minus infinity has no maximum: exp of the difference then carries NaN on.
+        const float keep = top[r] == high ? 1.f : exp_one(top[r] - high);
+        total[r] = total[r] * keep + exp_row(row, high, keys);
+        if (keep != 1.f) scale_row(out + r * ep, keep, ep);
+        top[r] = high;
+      }
+      product(rows, ep, keys, s.scores, kKeyBlock, 1, s.value, ep, out, ep, true);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = out + r * ep;
+      if (p.self_k != nullptr) {
+        load_rows(p.dtype, p.self_k, block.begin + r, p.kv_heads, kv_head, 1, p.d, s.key);
+        load_rows(p.dtype, p.self_v, block.begin + r, p.kv_heads, kv_head, 1, p.e, s.value);
+        const float own = dot(s.query + r * dp, s.key, dp);
+        const float high = own > top[r] ? own : top[r];
+        const float keep = top[r] == high ? 1.f : exp_one(top[r] - high), weight = exp_one(own - high);
+        scale_row(row, keep, ep);
+        add_row(row, weight, s.value, ep);
+        total[r] = total[r] * keep + weight;
+        top[r] = high;
+      }
+      const bool empty = p.self_k == nullptr && block.kv_begin == block.kv_end;
+      if (!empty) scale_row(row, 1.f / total[r], ep);
+      p.lse[(block.begin + r) * p.q_heads + head] = empty ? -__builtin_inff() : top[r] + __builtin_logf(total[r]);
+    }
+    store_rows(p.dtype, p.out, block.begin, p.q_heads, head, rows, p.e, out);
+  }
+}
+
+// scores := probabilities, grad_scores := gradients of the probabilities, of one tile; zeros beyond `keys`
+inline void tile_products(const AttnScratch& s, const CrossAttnParams& p, int64_t query_begin, int64_t rows,
+                          int64_t head, int64_t keys) {
+  product(rows, kKeyBlock, p.d, s.query, pad(p.d), 1, s.key_t, kKeyBlock, s.scores, kKeyBlock, false);
+  product(rows, kKeyBlock, p.e, s.grad, pad(p.e), 1, s.value_t, kKeyBlock, s.grad_scores, kKeyBlock, false);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float lse = p.lse[(query_begin + r) * p.q_heads + head];
+    float* prob = s.scores + r * kKeyBlock;
+    for (int64_t j = 0; j < kKeyBlock; j += kLanes) store(prob + j, exp_v(p.scale * load(prob + j) - lse));
+    for (int64_t j = keys; j < kKeyBlock; ++j) prob[j] = 0.f;
+  }
+}
+
+// From tile_products to gradients of the unscaled scores.
+inline void tile_gradients(const AttnScratch& s, const CrossAttnParams& p, int64_t query_begin, int64_t rows,
+                           int64_t head) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = (query_begin + r) * p.q_heads + head;
+    const float delta = p.delta[at], norm = p.norm[at];
+    float *prob = s.scores + r * kKeyBlock, *grad = s.grad_scores + r * kKeyBlock;
+    for (int64_t j = 0; j < kKeyBlock; j += kLanes) {
+      const vf weight = norm * load(prob + j);
+      store(prob + j, weight);
+      store(grad + j, p.scale * weight * (load(grad + j) - delta));
+    }
+  }
+}
+
+inline void load_keys(const AttnScratch& s, const CrossAttnParams& p, int64_t from, int64_t keys, int64_t kv_head) {
+  load_rows(p.dtype, p.k, from, p.kv_heads, kv_head, keys, p.d, s.key);
+  transpose(s.key, keys, p.d, s.key_t);
+  load_rows(p.dtype, p.v, from, p.kv_heads, kv_head, keys, p.e, s.value);
+  transpose(s.value, keys, p.e, s.value_t);
+}
+
+void cross_attn_backward_queries(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
+  const AttnScratch s(scratch, p.d, p.e);
+  const int64_t dp = pad(p.d), ep = pad(p.e), share = p.q_heads / p.kv_heads;
+  float total[kQueryBlock], mean[kQueryBlock];
+  for (int64_t t = task_begin; t < task_end; ++t) {
+    const QueryBlock& block = p.query_blocks[t / p.kv_heads];
+    const int64_t kv_head = t % p.kv_heads, rows = block.end - block.begin;
+    for (int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
+      load_rows(p.dtype, p.grad_out, block.begin, p.q_heads, head, rows, p.e, s.grad);
+      load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, s.query);
+      // The probabilities' sum and their mean gradient first. Both could be had from `out` and `lse`, but those are
+      // rounded: then a softmax over one key would not give exactly no gradient.
+      for (int64_t r = 0; r < rows; ++r) total[r] = mean[r] = 0.f;
+      for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
+        const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
+        load_keys(s, p, from, keys, kv_head);
+        tile_products(s, p, block.begin, rows, head, keys);
+        for (int64_t r = 0; r < rows; ++r) {
+          total[r] += sum_row(s.scores + r * kKeyBlock);
+          mean[r] += dot(s.scores + r * kKeyBlock, s.grad_scores + r * kKeyBlock, kKeyBlock);
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = (block.begin + r) * p.q_heads + head;
+        if (p.self_k != nullptr) {
+          load_rows(p.dtype, p.self_k, block.begin + r, p.kv_heads, kv_head, 1, p.d, s.key);
+          load_rows(p.dtype, p.self_v, block.begin + r, p.kv_heads, kv_head, 1, p.e, s.value);
+          const float weight = exp_one(p.scale * dot(s.query + r * dp, s.key, dp) - p.lse[at]);
+          total[r] += weight;
+          mean[r] += weight * dot(s.grad + r * ep, s.value, ep);
+        }
+        p.norm[at] = total[r] == 0.f ? 0.f : 1.f / total[r];  // 0: a row that sees nothing
+        p.delta[at] = mean[r] * p.norm[at] - (p.grad_lse != nullptr ? p.grad_lse[at] : 0.f);
+      }
+      std::memset(s.sum_d, 0, rows * dp * 4);
+      for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
+        const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
+        load_keys(s, p, from, keys, kv_head);
+        tile_products(s, p, block.begin, rows, head, keys);
+        tile_gradients(s, p, block.begin, rows, head);
+        product(rows, dp, keys, s.grad_scores, kKeyBlock, 1, s.key, dp, s.sum_d, dp, true);
+      }
+      for (int64_t r = 0; p.self_k != nullptr && r < rows; ++r) {
+        const int64_t row = block.begin + r, at = row * p.q_heads + head;
+        const float *query = s.query + r * dp, *grad = s.grad + r * ep;
+        float *own_k = s.key, *own_v = s.value, *sum_k = s.key + dp, *sum_v = s.value + ep;
+        load_rows(p.dtype, p.self_k, row, p.kv_heads, kv_head, 1, p.d, own_k);
+        load_rows(p.dtype, p.self_v, row, p.kv_heads, kv_head, 1, p.e, own_v);
+        const float weight = p.norm[at] * exp_one(p.scale * dot(query, own_k, dp) - p.lse[at]);
+        const float pull = p.scale * weight * (dot(grad, own_v, ep) - p.delta[at]);
+        add_row(s.sum_d + r * dp, pull, own_k, dp);
+        // Query heads that share this own item add up, in order; the first starts from nothing.
+        std::memset(sum_k, 0, dp * 4);
+        std::memset(sum_v, 0, ep * 4);
+        if (head > kv_head * share) {
+          load_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
+          load_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
+        }
+        add_row(sum_k, pull, query, dp);
+        add_row(sum_v, weight, grad, ep);
+        store_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
+        store_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
+      }
+      store_rows(p.dtype, p.grad_q, block.begin, p.q_heads, head, rows, p.d, s.sum_d);
+    }
+  }
+}
+
+void cross_attn_backward_keys(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
+  const AttnScratch s(scratch, p.d, p.e);
+  const int64_t dp = pad(p.d), ep = pad(p.e), share = p.q_heads / p.kv_heads;
+  for (int64_t t = task_begin; t < task_end; ++t) {
+    const KeyBlock& block = p.key_blocks[t / p.kv_heads];
+    const int64_t kv_head = t % p.kv_heads, keys = block.end - block.begin;
+    load_keys(s, p, block.begin, keys, kv_head);
+    std::memset(s.sum_d, 0, keys * dp * 4);
+    std::memset(s.sum_e, 0, keys * ep * 4);
+    for (int64_t reader = block.first_reader; reader < block.end_reader; ++reader) {
+      const QueryBlock& queries = p.query_blocks[p.readers[reader]];
+      const int64_t rows = queries.end - queries.begin;
+      for (int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
+        load_rows(p.dtype, p.q, queries.begin, p.q_heads, head, rows, p.d, s.query);
+        load_rows(p.dtype, p.grad_out, queries.begin, p.q_heads, head, rows, p.e, s.grad);
+        tile_products(s, p, queries.begin, rows, head, keys);
+        tile_gradients(s, p, queries.begin, rows, head);
+        // A block's sum before the total: short chains of additions round less. The keys' rows are free by now.
+        product(keys, dp, rows, s.grad_scores, 1, kKeyBlock, s.query, dp, s.key, dp, false);
+        product(keys, ep, rows, s.scores, 1, kKeyBlock, s.grad, ep, s.value, ep, false);
+        add_row(s.sum_d, 1.f, s.key, keys * dp);
+        add_row(s.sum_e, 1.f, s.value, keys * ep);
+      }
+    }
+    store_rows(p.dtype, p.grad_k, block.begin, p.kv_heads, kv_head, keys, p.d, s.sum_d);
+    store_rows(p.dtype, p.grad_v, block.begin, p.kv_heads, kv_head, keys, p.e, s.sum_e);
+  }
+}
+
+}  // namespace VISTA_ISA
+}  // namespace vista::cpu
