@@ -84,9 +84,11 @@ def _(
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     own_rows = 0 if self_k is None else q.shape[0]
-    grads = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    q_like, k_like, v_like = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return (
-        *grads,
+        q_like,
+        k_like,
+        v_like,
         q.new_empty((own_rows, k.shape[1], q.shape[2])),
         q.new_empty((own_rows, k.shape[1], v.shape[2])),
     )

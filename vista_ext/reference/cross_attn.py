@@ -61,8 +61,8 @@ def cross_attn_by_mask(
     if self_k is not None and self_v is not None:
         k, v = torch.cat([k, self_k]), torch.cat([v, self_v])
         sees = torch.cat([sees, torch.eye(q.shape[0], dtype=torch.bool)], 1)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (q, k, v)), attn_mask=sees, scale=attn_scale, enable_gqa=True
-    ).transpose(0, 1)
-    within = torch.arange(q.shape[0]) < q_offsets[-1]
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, scale=attn_scale, enable_gqa=True)
+    out = out.transpose(0, 1)
+    within = torch.arange(q.shape[1]) < q_offsets[-1]
     return torch.where((within & sees.any(1))[:, None, None], out, 0)

@@ -1,0 +1,1 @@
+"""Interaction data: the event format on disk, importers, batches, metrics and floors."""
