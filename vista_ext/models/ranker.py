@@ -1,0 +1,84 @@
+"""A ranking model around an encoder: embeddings, encoder, head with one logit for each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vista_ext.data.batch import Candidates, FeatureSchema, Histories
+from vista_ext.models.config import VistaConfig
+from vista_ext.models.embedding import ContextEmbedding, EventEmbedding, ItemEmbedding
+from vista_ext.models.encoders import Encoder, Events
+
+
+@dataclass(frozen=True)
+class RankerOutput:
+    """Logits `[m, tasks]`, and the losses that the encoder adds to the task's, weighted, by name."""
+
+    logits: Tensor
+    losses: dict[str, Tensor]
+
+
+class Head(nn.Module):
+    """The multi-task MLP on [what the encoder gives, the candidate, their product, context]: logits `[m, tasks]`.
+
+    Args:
+        schema: of the data.
+        config: sizes.
+        extra: columns of further rows that `forward` gets.
+    """
+
+    def __init__(self, schema: FeatureSchema, config: VistaConfig, extra: int = 0) -> None:
+        super().__init__()
+        self.context = ContextEmbedding(schema, config.dim)
+        widths = [3 * config.dim + self.context.width + extra, *config.mlp]
+        layers: list[nn.Module] = [nn.RMSNorm(widths[0], eps=1e-6)]
+        for width, following in pairwise(widths):
+            layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(config.dropout)]
+        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))
+
+    def forward(self, encoded: Tensor, rows: Tensor, candidates: Candidates, *extra: Tensor) -> Tensor:
+        return self.mlp(torch.cat([encoded, rows, encoded * rows, self.context(candidates).to(rows.dtype), *extra], 1))
+
+
+class Ranker(nn.Module):
+    """Score candidates from histories.
+
+    Args:
+        schema: of the data.
+        config: sizes.
+        encoder: reads the histories.
+        item_features: int64 `[num_items + 1, features]`, see `ItemEmbedding`; zeros by default.
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, config: VistaConfig, encoder: Encoder, item_features: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.schema, self.config = schema, config
+        self.items = ItemEmbedding(schema, config.dim, config.embedding, item_features)
+        self.events = EventEmbedding(schema, config.dim, config.embedding)
+        self.encoder = encoder
+        self.head = Head(schema, config, encoder.width - config.dim)
+        self.dropout = nn.Dropout(config.embedding.dropout)
+
+    def embed(self, histories: Histories) -> Events:
+        """The histories' events as rows."""
+        rows = self.events(self.items(histories.items), histories)
+        return Events(rows, histories.seq_offsets, histories.max_seq_len)
+
+    def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
+        """Score the candidates of requests.
+
+        Args:
+            histories: of n users.
+            candidates: of the requests, m in all.
+            kv_index: int64 `[requests]`, the history that each request reads.
+        """
+        rows = self.dropout(self.items(candidates.items))
+        encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
+        first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]
+        return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses)

@@ -1,0 +1,132 @@
+"""Stage 1: a history becomes `num_seeds` rows, at a cost linear in its length (paper section 3.2)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vista_ext.models.config import VistaConfig
+from vista_ext.nn import QlaBlock
+
+
+class Summarizer(nn.Module):
+    """QLA layers over seeds and history. Source rows are a set to QLA, so the seeds are kept apart from the history:
+    their states add up, and in the last layer only the seeds are queried.
+
+    Args:
+        config: sizes and choices.
+    """
+
+    def __init__(self, config: VistaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.seeds = nn.Parameter(torch.randn(config.num_seeds, config.dim) * config.dim**-0.5)
+        self.layers = nn.ModuleList(
+            QlaBlock(
+                config.dim,
+                config.heads,
+                config.head_dim,
+                config.hidden,
+                activation=config.activation,
+                state_activation=config.state_activation,
+                dropout=config.dropout,
+            )
+            for _ in range(config.summary_layers)
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+
+    def forward(self, events: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
+        """Summaries of n users.
+
+        Args:
+            events: `[total, dim]`, embedded events, packed.
+            seq_offsets: int64 `[n + 1]`.
+            max_seq_len: at least the longest history.
+
+        Returns:
+            `[n, num_seeds, dim]`; for an empty history what the seeds make of themselves.
+        """
+        walk = _SeedWalk(self, seq_offsets, events.dtype)
+        for number, block in enumerate(self.layers):
+            layer = cast(QlaBlock, block)
+            state = layer.state(*layer.keys_values(events), seq_offsets, max_seq_len)
+            state = walk.advance(layer, state)
+            if number + 1 < len(self.layers):
+                events = layer.read(events, state, walk.attn_scale, seq_offsets, max_seq_len)
+        return walk.summaries()
+
+    @torch.no_grad()
+    def stream_(self, events: Tensor, seq_offsets: Tensor, chunk: int) -> Tensor:
+        """`forward` without gradients, `chunk` rows at a time; overwrites `events`, so that one set of activations is
+        all there is at any length. Equal to `forward` within rounding.
+
+        Raises:
+            ValueError: if `chunk` is not positive.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, found {chunk}")
+        walk = _SeedWalk(self, seq_offsets, events.dtype)
+        pieces = _pieces(seq_offsets, chunk)
+        for number, block in enumerate(self.layers):
+            layer = cast(QlaBlock, block)
+            state = events.new_zeros(
+                (len(seq_offsets) - 1, layer.heads, layer.head_dim, layer.head_dim), dtype=torch.float32
+            )
+            for users, rows, offsets in pieces:
+                state[users] += layer.state(*layer.keys_values(events[rows]), offsets, chunk)
+            state = walk.advance(layer, state)
+            if number + 1 < len(self.layers):
+                for users, rows, offsets in pieces:
+                    events[rows] = layer.read(events[rows], state[users], walk.attn_scale[users], offsets, chunk)
+        return walk.summaries()
+
+
+class _SeedWalk:
+    """The seed rows of a batch on their way through the layers."""
+
+    def __init__(self, summarizer: Summarizer, seq_offsets: Tensor, dtype: torch.dtype) -> None:
+        config = summarizer.config
+        self.norm = summarizer.norm
+        self.users, self.most = seq_offsets.shape[0] - 1, config.num_seeds
+        self.as_sources = config.seeds == "source"
+        self.rows = summarizer.seeds.to(dtype).expand(self.users, -1, -1).reshape(-1, config.dim)
+        self.offsets = torch.arange(self.users + 1, device=seq_offsets.device) * self.most
+        sources = seq_offsets.diff() + (self.most if self.as_sources else 0)
+        self.attn_scale = (
+            1.0 / sources.clamp(min=1).to(torch.float32)
+            if config.scale == "mean"
+            else torch.ones(self.users, device=seq_offsets.device)
+        )
+
+    def advance(self, layer: QlaBlock, state: Tensor) -> Tensor:
+        """Take the seeds through a layer whose state over the history is given; returns the state over all sources."""
+        own = layer.keys_values(self.rows)
+        if self.as_sources:
+            state = state + layer.state(*own, self.offsets, self.most)
+        self.rows = layer.read(
+            self.rows,
+            state,
+            self.attn_scale,
+            self.offsets,
+            self.most,
+            own=None if self.as_sources else own,
+        )
+        return state
+
+    def summaries(self) -> Tensor:
+        return self.norm(self.rows).view(self.users, self.most, self.rows.shape[1])
+
+
+def _pieces(seq_offsets: Tensor, chunk: int) -> list[tuple[slice, slice, Tensor]]:
+    """Cut packed rows every `chunk` rows: the users and rows of each piece, and the users' offsets within it."""
+    total = int(seq_offsets[-1])
+    pieces = []
+    for begin, end in pairwise([*range(0, total, chunk), total]):
+        first = int(torch.searchsorted(seq_offsets, begin, right=True)) - 1
+        last = int(torch.searchsorted(seq_offsets, end))
+        offsets = seq_offsets[first : last + 1].clamp(begin, end) - begin
+        pieces.append((slice(first, last), slice(begin, end), offsets))
+    return pieces
