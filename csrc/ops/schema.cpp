@@ -6,35 +6,35 @@
 STABLE_TORCH_LIBRARY(vista, m) {
   // Quasi-linear attention (paper section 3.2)
   m.def(
-      "qla(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? num_targets=None, Tensor? "
+      "qla(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, Tensor? "
       "attn_scale=None, *, str activation='silu', str state_activation='silu') -> (Tensor out, Tensor state)");
   m.def(
       "qla_backward(Tensor grad_out, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor state, Tensor "
-      "seq_offsets, int max_seq_len, Tensor? num_targets=None, Tensor? attn_scale=None, *, str activation='silu', "
+      "seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, Tensor? attn_scale=None, *, str activation='silu', "
       "str state_activation='silu') -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   m.def(
-      "qla_state(Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? num_targets=None, *, str "
+      "qla_state(Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, *, str "
       "activation='silu') -> Tensor");
   m.def(
-      "qla_state_backward(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets, int max_seq_len, Tensor? "
+      "qla_state_backward(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? "
       "num_targets=None, *, str activation='silu') -> (Tensor grad_k, Tensor grad_v)");
   m.def(
-      "qla_apply(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int max_seq_len, Tensor? "
+      "qla_apply(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, SymInt max_seq_len, Tensor? "
       "self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', str "
       "state_activation='silu') -> Tensor");
   m.def(
-      "qla_apply_backward(Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int "
+      "qla_apply_backward(Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, SymInt "
       "max_seq_len, Tensor? self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', "
       "str state_activation='silu') -> (Tensor grad_q, Tensor grad_state, Tensor grad_self_k, Tensor grad_self_v)");
 
   // Softmax target attention (paper section 3.3)
   m.def(
-      "jagged_cross_attn(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_offsets, int max_q_len, int "
+      "jagged_cross_attn(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_offsets, SymInt max_q_len, SymInt "
       "max_kv_len, Tensor? self_k=None, Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> "
       "(Tensor out, Tensor lse)");
   m.def(
       "jagged_cross_attn_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, "
-      "Tensor lse, Tensor q_offsets, Tensor kv_offsets, int max_q_len, int max_kv_len, Tensor? self_k=None, "
+      "Tensor lse, Tensor q_offsets, Tensor kv_offsets, SymInt max_q_len, SymInt max_kv_len, Tensor? self_k=None, "
       "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 

@@ -1,0 +1,277 @@
+"""Both stages together and apart: leaks, sharing, downstream models, compile and export, bad input."""
+
+import pytest
+import torch
+
+from python_tests.models.conftest import make_candidates, make_histories
+from vista_ext.models import (
+    PRESETS,
+    Candidates,
+    EmbeddingConfig,
+    FeatureSchema,
+    Histories,
+    SummaryRanker,
+    Vista,
+    VistaConfig,
+    build_model,
+)
+from vista_ext.models.decoder import Reconstruction
+
+OPTIONS = {
+    "plain": VistaConfig(),
+    "deep": VistaConfig(summary_layers=2, target_layers=3, recent_events=4, num_seeds=7),
+    "seeds as targets": VistaConfig(seeds="target", scale="sum"),
+    "hash": VistaConfig(embedding=EmbeddingConfig(items="hash", hash_rows=50, time_buckets=0)),
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def model(request, world):
+    torch.manual_seed(0)
+    return Vista(world.schema, OPTIONS[request.param], world.item_features).eval()
+
+
+def change(candidates, index):
+    items = candidates.items.clone()
+    items[index] = items[index] % 100 + 1
+    return Candidates(candidates.offsets, candidates.max_len, items, candidates.context)
+
+
+def test_apart_equals_together(world, model):
+    together = model(world.histories, world.candidates, world.kv_index).logits
+    assert together.shape == (15, 2)
+    summaries = model.summarize(world.histories, chunk=64)
+    apart = model.score(summaries, world.candidates, world.kv_index, recent=world.histories)
+    assert torch.allclose(apart, together, atol=1e-5)
+    downstream = SummaryRanker.from_vista(model).eval()
+    recent = world.histories.suffix(4)  # all that serving has to keep of the raw events
+    assert torch.allclose(downstream(summaries, world.candidates, world.kv_index, recent=recent), apart, atol=1e-6)
+
+
+def test_no_candidate_sees_another(world, model):
+    before = model(world.histories, world.candidates, world.kv_index).logits
+    for index in (0, 6, 14):
+        after = model(world.histories, change(world.candidates, index), world.kv_index).logits
+        others = torch.arange(15) != index
+        assert torch.equal(before[others], after[others]), "changing one candidate changed another, bit for bit"
+        assert not torch.equal(before[index], after[index])
+
+
+@pytest.mark.parametrize("name", ["vista", "din", "mean"])
+def test_no_gradient_between_candidates(world, name):
+    model = build_model(name, world.schema, VistaConfig(target_layers=2), world.item_features).eval()
+    rows = {}
+
+    def keep_first(_module, _inputs, out):
+        rows.setdefault("candidates", out)
+
+    model.items.register_forward_hook(keep_first)
+    logits = model(world.histories, world.candidates, world.kv_index).logits
+    (gradient,) = torch.autograd.grad(logits[7].sum(), rows["candidates"])
+    assert gradient[7].any() and not gradient[torch.arange(15) != 7].any()
+
+
+def test_any_split_of_the_candidates_scores_the_same(world, model):
+    summaries = model.summarize(world.histories)
+    whole = model.score(summaries, world.candidates, world.kv_index, recent=world.histories)
+    counts = world.candidates.offsets.diff()
+    owner = torch.repeat_interleave(world.kv_index, counts)
+    ones = Candidates(torch.arange(16), 1, world.candidates.items, world.candidates.context)
+    assert torch.allclose(model.score(summaries, ones, owner, recent=world.histories), whole, atol=1e-6)
+    alone = Candidates(torch.tensor([0, 1]), 1, ones.items[4:5], ones.context[4:5])
+    single = model.score(summaries, alone, owner[4:5], recent=world.histories)
+    assert torch.allclose(single, whole[4:5], atol=1e-6)
+
+
+def test_no_candidates_and_no_requests(world, model):
+    summaries = model.summarize(world.histories)
+    empty = make_candidates([0, 0])
+    none = model.score(summaries, empty, torch.tensor([0, 1]), recent=world.histories)
+    assert none.shape == (0, 2)
+    nobody = make_candidates([])
+    assert model(make_histories([]), nobody, torch.zeros(0, dtype=torch.int64)).logits.shape == (0, 2)
+
+
+def test_every_parameter_learns(world, model):
+    model.train()
+    out = model(world.histories, world.candidates, world.kv_index)
+    (out.logits.square().sum() + sum(out.losses.values())).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_downstream_training_from_stored_summaries(world):
+    torch.manual_seed(0)
+    source = Vista(world.schema, VistaConfig(), world.item_features).eval()
+    summaries = source.summarize(world.histories)
+    downstream = SummaryRanker(world.schema, VistaConfig(), world.item_features)
+    optimizer = torch.optim.Adam(downstream.parameters(), 1e-2)
+    labels = (torch.arange(30).view(15, 2) % 3 == 0).float()
+    losses = []
+    for _ in range(40):
+        logits = downstream(summaries, world.candidates, world.kv_index)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_reconstruction_is_causal_and_ignores_what_is_not_there():
+    torch.manual_seed(0)
+    config = VistaConfig(reconstruction_window=6)
+    decoder = Reconstruction(config)
+    summaries, events = torch.randn(2, 16, 64), torch.randn(2, 6, 64)
+    before = decoder.decode(summaries, events)
+    changed = events.clone()
+    changed[0, 3] += 1
+    after = decoder.decode(summaries, changed)
+    assert torch.equal(before[0, :3], after[0, :3]) and not torch.equal(before[0, 3:], after[0, 3:])
+    assert not torch.equal(decoder.decode(summaries + 1, events), before)
+    # Users with no event and with one predict nothing; another's padding is no event.
+    rows = torch.randn(4, 64)
+    summaries = torch.randn(3, 16, 64)
+    loss = decoder(summaries, rows, torch.tensor([0, 0, 1, 4]))
+    alone = decoder(summaries[2:], rows[1:], torch.tensor([0, 3]))
+    assert torch.allclose(loss, alone)
+    expected = (decoder.decode(summaries[2:], rows[None, 1:])[:, :-1] - rows[None, 2:]).square().mean()
+    assert torch.allclose(loss, expected)
+    assert decoder(summaries[:2], rows[:1], torch.tensor([0, 0, 1])).item() == 0
+
+
+@pytest.mark.parametrize("constants", [True, False])
+def test_reconstruction_targets_are_constants_unless_asked(constants):
+    decoder = Reconstruction(VistaConfig(reconstruct_constants=constants))
+    rows = torch.randn(2, 64, requires_grad=True)
+    decoder(torch.randn(1, 16, 64), rows, torch.tensor([0, 2])).backward()
+    assert bool(rows.grad[1].any()) is not constants  # the last event is only ever a target
+
+
+def test_baselines_are_their_definitions(world):
+    torch.manual_seed(0)
+    owner = torch.repeat_interleave(world.kv_index, world.candidates.offsets.diff())
+    for name in ("mean", "din"):
+        model = build_model(name, world.schema, VistaConfig(), world.item_features).eval()
+        events = model.embed(world.histories)
+        rows = model.items(world.candidates.items)
+        encoded = model.encoder(events, world.candidates, rows, world.kv_index).rows
+        for i, user in enumerate(owner.tolist()):
+            mine = events.rows[world.histories.seq_offsets[user] : world.histories.seq_offsets[user + 1]]
+            expected = torch.zeros(64)
+            if name == "mean" and len(mine):
+                expected = mine.mean(0)
+            elif len(mine):
+                query = rows[i].expand_as(mine)
+                weight = model.encoder.weigh(torch.cat([query, mine, query - mine, query * mine], 1))
+                expected = (weight * mine).sum(0) / len(mine) ** 0.5
+            assert torch.allclose(encoded[i], expected, atol=1e-6), (name, i)
+
+
+def test_compiles_whole_and_offsets_do_not_recompile(world, model):
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for lengths in ([5, 0, 1, 300, 40], [40, 3, 2, 0, 301], [7, 7, 7, 7, 9]):
+        histories = make_histories(lengths)
+        out = compiled(histories, world.candidates, world.kv_index).logits
+        assert torch.allclose(out, model(histories, world.candidates, world.kv_index).logits, atol=1e-6)
+    assert counter.frame_count == 1
+
+
+class Flat(torch.nn.Module):
+    """Export takes tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, seq_offsets, items, actions, timestamps, now, offsets, candidates, context, kv_index):
+        histories = Histories(seq_offsets, 512, items, actions, timestamps, now)
+        return self.model(histories, Candidates(offsets, 8, candidates, context), kv_index).logits
+
+
+def flat(h, c, kv_index):
+    return h.seq_offsets, h.items, h.actions, h.timestamps, h.now, c.offsets, c.items, c.context, kv_index
+
+
+def test_exports(world, model):
+    event, user = torch.export.Dim("events", min=2, max=2**20), torch.export.Dim("users", min=2, max=4096)
+    shapes = ({0: user + 1}, *({0: event},) * 3, {0: user}, None, None, None, None)
+    arguments = flat(world.histories, world.candidates, world.kv_index)
+    program = torch.export.export(Flat(model), arguments, dynamic_shapes=shapes)
+    for lengths in ([5, 0, 1, 300, 40], [9, 1, 1, 12, 4, 70]):
+        histories = make_histories(lengths)
+        out = program.module()(*flat(histories, world.candidates, world.kv_index))
+        expected = model(histories, world.candidates, world.kv_index).logits
+        assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_ids(world, model):
+    histories = make_histories([3])
+    for item, fine in ((0, True), (100, True), (101, False), (-1, False), (2**62, False)):
+        candidates = Candidates(torch.tensor([0, 1]), 1, torch.tensor([item]), torch.zeros(1, 1, dtype=torch.int64))
+        if fine:
+            assert model(histories, candidates, torch.tensor([0])).logits.isfinite().all()
+        else:
+            with pytest.raises(IndexError, match=rf"items must be in \[0, 100\], found {item}"):
+                model(histories, candidates, torch.tensor([0]))
+
+
+BAD_CONFIGS = {
+    "dim": 0, "num_seeds": -1, "heads": 1.5, "head_dim": 20, "summary_layers": 0, "mlp": (0,), "seeds": "middle",
+    "scale": "max", "activation": "gelu", "state_activation": "", "dropout": 1.0, "reconstruction_weight": float("nan"),
+    "reconstruction_window": 1, "recent_events": -1, "embedding": {"items": "table"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_bad_config(name):
+    with pytest.raises(ValueError, match=rf"{name}.* must be .*found"):
+        VistaConfig(**{name: BAD_CONFIGS[name]})
+
+
+def test_config_round_trip():
+    for config in (*PRESETS.values(), *OPTIONS.values()):
+        assert VistaConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match=r"embedding\.size is not a field"):
+        VistaConfig.from_dict({"embedding": {"size": 3}})
+    with pytest.raises(ValueError, match="seed is not a field"):
+        VistaConfig.from_dict({"seed": 3})
+
+
+def test_schema_errors():
+    with pytest.raises(ValueError, match=r"num_items must be .* found 0"):
+        FeatureSchema(0, 1)
+    with pytest.raises(ValueError, match=r"author must be .* found -2"):
+        FeatureSchema(1, 1, {"author": -2})
+    with pytest.raises(ValueError, match="tasks must be different names"):
+        FeatureSchema(1, 1, tasks=("a", "a"))
+    assert FeatureSchema.from_dict(FeatureSchema(3, 2, {"a": 4}).to_dict()) == FeatureSchema(3, 2, {"a": 4})
+
+
+def test_bad_input_names_the_argument(world, model):
+    summaries = model.summarize(world.histories)
+    with pytest.raises(ValueError, match=r"summaries must be \[n, \d+, 64\], found \[5, 3, 64\]"):
+        model.score(summaries[:, :3], world.candidates, world.kv_index, recent=world.histories)
+    with pytest.raises(RuntimeError, match="kv_index"):
+        model.score(summaries, world.candidates, world.kv_index + 4, recent=world.histories)
+    with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
+        model.encoder.summarizer.stream_(torch.zeros(0, 64), torch.tensor([0, 0]), 0)
+    bare = Candidates(world.candidates.offsets, 5, world.candidates.items, world.candidates.context[:, :0])
+    with pytest.raises(ValueError, match=r"candidates\.context must have 1 columns, found 0"):
+        model.score(summaries, bare, world.kv_index, recent=world.histories)
+    with pytest.raises(ValueError, match="item_features must be int64"):
+        Vista(world.schema, VistaConfig(), world.item_features[:5])
+    with pytest.raises(ValueError, match=r"author must be in \[0, 7\), found 0 to 7"):
+        Vista(world.schema, VistaConfig(), torch.arange(101)[:, None] % 8)
+    with pytest.raises(ValueError, match="model must be one of vista, mean, din, found 'sasrec'"):
+        build_model("sasrec", world.schema, VistaConfig())
+
+
+def test_recent_events_must_be_given(world):
+    model = Vista(world.schema, VistaConfig(recent_events=3), world.item_features).eval()
+    with pytest.raises(ValueError, match="recent must be histories"):
+        model.score(model.summarize(world.histories), world.candidates, world.kv_index)
