@@ -45,6 +45,30 @@ def read_parquet(path: Path, columns: Mapping[str, Kind]) -> Table:
     return _read(path, "a Parquet file", read)
 
 
+def read_lists(path: Path, column: str) -> tuple[Array, Array]:
+    """Read a column of lists of integers: the row of each element and the element, both int64.
+
+    Raises:
+        DataError: as for `read_parquet`.
+    """
+    pa, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
+
+    def read() -> Table:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            _check_names(path, file.schema_arrow.names, [column])
+            lists = file.read(columns=[column]).column(column).combine_chunks()
+        if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+            raise DataError(path, column, "lists of integers", f"type {lists.type}")
+        length = lists.value_lengths()
+        if length.null_count:
+            raise DataError(path, column, "no missing lists", f"{length.null_count} of {len(lists)} missing")
+        values = _to_numpy(path, pa.table({column: lists.flatten()}), {column: "int"})
+        return {"row": np.repeat(np.arange(len(lists)), length.to_numpy()), **values}
+
+    table = _read(path, "a Parquet file", read)
+    return table["row"], table[column]
+
+
 def read_csv(
     path: Path,
     columns: Mapping[str, Kind],
