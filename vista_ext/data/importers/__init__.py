@@ -1,0 +1,6 @@
+"""Public data sets and own logs, turned into the event data set of `vista_ext.data.dataset`."""
+
+from vista_ext.data.importers.kuairand import import_kuairand
+from vista_ext.data.importers.movielens import import_movielens
+
+__all__ = ["import_kuairand", "import_movielens"]

@@ -1,0 +1,90 @@
+"""What importers share: dense ids, splits by time, files found by pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vista_ext._extras import require
+from vista_ext.data.tables import Array, DataError, Table
+
+
+def find_files(folder: Path, *patterns: str) -> list[Path]:
+    """The files of a folder that match the first pattern that any matches, by name; DataError if there is none."""
+    for pattern in patterns:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    found = f"{sorted(path.name for path in folder.iterdir())}" if folder.is_dir() else "no such folder"
+    raise DataError(folder, None, f"a file {' or '.join(patterns)}", found)
+
+
+def concat(tables: list[Table]) -> Table:
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def dense(values: Array) -> tuple[Array, Array]:
+    """Codes from 0 of values, and the sorted different values: int64 [m], [codes]."""
+    if values.dtype != object:
+        unique, codes = np.unique(values, return_inverse=True)
+        return codes.astype(np.int64), unique
+    # Sorting Python strings is slow: sort the different ones only.
+    encoded = require("pyarrow", extra="run").array(values).dictionary_encode()
+    names = encoded.dictionary.to_numpy(zero_copy_only=False)
+    order = np.argsort(names)
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names))
+    return rank[encoded.indices.to_numpy()], names[order]
+
+
+def feature_codes(keys: Array, values: Array, wanted: Array, unknown: Array) -> tuple[Array, int]:
+    """Codes of a categorical feature for `wanted` keys, dense over the values that occur, 0 where none is known.
+
+    Args:
+        keys, values: the feature as a table; of a repeated key the first row counts.
+        unknown: bool like `values`, rows that say nothing.
+
+    Returns:
+        int64 like `wanted`, and the number of values including 0.
+    """
+    present, first = np.unique(keys[~unknown], return_index=True)
+    if not len(present):
+        return np.zeros(len(wanted), np.int64), 1
+    at = np.minimum(np.searchsorted(present, wanted), len(present) - 1)
+    known = present[at] == wanted
+    result = np.zeros(len(wanted), np.int64)
+    codes, names = dense(values[~unknown][first][at[known]])
+    result[known] = codes + 1
+    return result, len(names) + 1
+
+
+def positions(users: Array, times: Array) -> tuple[Array, Array]:
+    """Place of each row among the rows of its user by time (ties in row order), and how many the user has."""
+    order = np.lexsort((times, users))
+    _, inverse, counts = np.unique(users, return_inverse=True, return_counts=True)
+    place = np.empty(len(users), np.int64)
+    place[order] = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place, counts[inverse]
+
+
+def latest(times: Array, fraction: float) -> Array:
+    """Mask of about the last `fraction` of rows by time; rows of one time stay together, on the earlier side."""
+    kept = len(times) - round(fraction * len(times))
+    if kept == 0 or kept == len(times):
+        return np.full(len(times), kept == 0)
+    return times > np.partition(times, kept - 1)[kept - 1]
+
+
+def check_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, found {value}")
+
+
+def split_names(test: Array, valid: Array) -> Array:
+    """Of each row: test, else valid, else train."""
+    return np.where(test, "test", np.where(valid, "valid", "train"))
+
+
+def texts(values: Array) -> Array:
+    """Source ids as strings."""
+    return np.array([str(value) for value in values.tolist()], object)
