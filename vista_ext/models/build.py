@@ -12,7 +12,7 @@ from vista_ext.models.encoders import DIN, Encoder, MeanPooling
 from vista_ext.models.ranker import Ranker
 from vista_ext.models.vista import Vista
 
-ENCODERS: dict[str, Callable[[VistaConfig], Encoder]] = {"mean": MeanPooling, "din": DIN}
+ENCODERS: dict[str, Callable[[VistaConfig], Encoder]] = {encoder.name: encoder for encoder in (MeanPooling, DIN)}
 
 
 def build_model(name: str, schema: FeatureSchema, config: VistaConfig, item_features: Tensor | None = None) -> Ranker:

@@ -36,12 +36,13 @@ class Encoded:
 
 
 class Encoder(nn.Module):
-    """A history encoder: give `width` and `forward`.
+    """A history encoder: give `name`, `width` and `forward`.
 
     `forward(events, candidates, rows, kv_index)` gets the embedded histories, the candidates with their `[m, dim]`
     rows, and int64 `kv_index` `[requests]`, the history that each request reads.
     """
 
+    name: str
     width: int
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
@@ -50,6 +51,8 @@ class Encoder(nn.Module):
 
 class MeanPooling(Encoder):
     """The average of the history's rows; zeros for an empty one."""
+
+    name = "mean"
 
     def __init__(self, config: VistaConfig) -> None:
         super().__init__()
@@ -67,6 +70,8 @@ class DIN(Encoder):
     """Deep Interest Network (Zhou et al., KDD 2018): a small network weighs each event by candidate and event; the
     weights are not normalised, so that their sum tells how strong the interest is. Its cost is candidates x events.
     """
+
+    name = "din"
 
     def __init__(self, config: VistaConfig) -> None:
         super().__init__()

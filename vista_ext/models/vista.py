@@ -25,6 +25,8 @@ class VistaEncoder(Encoder):
         config: sizes and choices.
     """
 
+    name = "vista"
+
     def __init__(self, config: VistaConfig) -> None:
         super().__init__()
         self.config = config

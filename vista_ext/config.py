@@ -1,0 +1,193 @@
+"""The configuration of a run: a YAML file and command-line overrides, checked against these dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vista_ext._extras import require
+from vista_ext.models.config import PRESETS, VistaConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: names the key, what was expected and what was found."""
+
+
+@dataclass
+class DataConfig:
+    """What a model reads.
+
+    Args:
+        path: folder of an event data set.
+        max_history: newest events of a history that training and evaluation read.
+        request_window: seconds within which a user's candidates share one history.
+    """
+
+    path: str = ""
+    max_history: int = 512
+    request_window: int = 0
+
+
+@dataclass
+class ModelChoice:
+    """Which model.
+
+    Args:
+        name: "vista", "din" or "mean".
+        preset: of `vista_ext.models.PRESETS`, the start for `options`.
+        options: fields of `VistaConfig`.
+    """
+
+    name: str = "vista"
+    preset: str = "tiny"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained (AdamW; binary cross entropy, mean over tasks).
+
+    Args:
+        epochs: passes over the training split, at most.
+        requests_per_batch: requests in a step.
+        learning_rate, weight_decay: of everything but the embedding tables.
+        table_learning_rate, table_weight_decay: of the embedding tables.
+        main_task_weight: weight of the first task's loss; the others have 1.
+        patience: epochs without a better AUC of the main task on "valid" before training stops.
+        checkpoint_steps: steps between checkpoints, besides one at the end of each epoch.
+        log_steps: steps between records of the loss.
+    """
+
+    epochs: int = 10
+    requests_per_batch: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    table_learning_rate: float = 1e-3
+    table_weight_decay: float = 1e-2
+    main_task_weight: float = 1.0
+    patience: int = 2
+    checkpoint_steps: int = 500
+    log_steps: int = 20
+
+
+@dataclass
+class StoreConfig:
+    """How summaries are kept.
+
+    Args:
+        path: of the store, relative to the run's folder.
+        scheme: "int8", "int4" or "fp8_e4m3".
+        group: values that share a scale; 0 for the scheme's default.
+        users_per_batch: users summarized and written at a time.
+        max_history: newest events summarized; 0 for all.
+    """
+
+    path: str = "store"
+    scheme: str = "int8"
+    group: int = 0
+    users_per_batch: int = 256
+    max_history: int = 0
+
+
+@dataclass
+class RunConfig:
+    """Everything that determines a run.
+
+    Args:
+        folder: where the run's files go.
+        seed: of weights, order and dropout.
+        threads: of torch; 0 leaves its own choice.
+    """
+
+    folder: str = "runs/default"
+    seed: int = 0
+    threads: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelChoice = field(default_factory=ModelChoice)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+    def vista(self) -> VistaConfig:
+        """The model's own configuration.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.model.preset not in PRESETS:
+            raise ConfigError(f"model.preset must be one of {', '.join(PRESETS)}, found {self.model.preset!r}")
+        base = PRESETS[self.model.preset].to_dict()
+        options = dict(self.model.options)
+        try:
+            options["embedding"] = base["embedding"] | dict(options.get("embedding", {}))
+            return VistaConfig.from_dict(base | options)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.options: {error}") from error
+
+
+_POSITIVE = (
+    "data.max_history", "train.epochs", "train.requests_per_batch", "train.learning_rate", "train.table_learning_rate",
+    "train.patience", "train.checkpoint_steps", "train.log_steps", "store.users_per_batch",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "seed", "threads", "data.request_window", "train.weight_decay", "train.table_weight_decay",
+    "train.main_task_weight", "store.group", "store.max_history",
+)  # fmt: skip
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's configuration.
+
+    Args:
+        path: a YAML file; None for the defaults.
+        overrides: such as "train.epochs=3" or "model.options.num_seeds=32"; they win over the file.
+
+    Raises:
+        ConfigError: for a file or an override that cannot be read, a key that does not exist, a value of the wrong
+            type or out of range.
+    """
+    omegaconf = require("omegaconf", extra="run")
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"override must look like key=value, found {override!r}")
+    merged = omegaconf.OmegaConf.structured(RunConfig)
+    where = "overrides"
+    try:
+        if path is not None:
+            where = str(path)
+            given = omegaconf.OmegaConf.load(path)
+            if not isinstance(given, omegaconf.DictConfig):
+                raise ConfigError(f"{path}: expected keys and values, found a list")
+            merged = omegaconf.OmegaConf.merge(merged, given)
+        where = "overrides"
+        merged = omegaconf.OmegaConf.merge(merged, omegaconf.OmegaConf.from_dotlist(list(overrides)))
+        config: RunConfig = omegaconf.OmegaConf.to_object(merged)
+    except omegaconf.errors.OmegaConfBaseException as error:
+        key = f" {error.full_key}:" if getattr(error, "full_key", None) else ""
+        raise ConfigError(f"{where}:{key} {str(error).splitlines()[0]}") from error
+    except (OSError, UnicodeDecodeError, require("yaml", extra="run").YAMLError) as error:
+        raise ConfigError(f"{where}: expected a YAML file, found: {' '.join(str(error).split())}") from error
+    check_config(config)
+    return config
+
+
+def check_config(config: RunConfig) -> None:
+    """Ranges and names; the types are the dataclasses'.
+
+    Raises:
+        ConfigError: naming the key, what was expected and what was found.
+    """
+    for names, least in ((_POSITIVE, "above 0"), (_NOT_NEGATIVE, "at least 0")):
+        for name in names:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            fine = value > 0 if least == "above 0" else value >= 0
+            if not fine or value == float("inf"):  # a NaN compares false
+                raise ConfigError(f"{name} must be a finite number {least}, found {value}")
+    if config.model.name not in ("vista", "din", "mean"):
+        raise ConfigError(f"model.name must be vista, din or mean, found {config.model.name!r}")
+    if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
+        raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
+    config.vista()
