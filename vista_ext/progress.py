@@ -23,7 +23,8 @@ def track(
         rate,
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, transient=True) as bar:
+    console = require("rich.console", extra="run").Console(stderr=True)
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         for item in items:
             yield item

@@ -163,7 +163,8 @@ def test_baselines_are_their_definitions(world):
                 expected = mine.mean(0)
             elif len(mine):
                 query = rows[i].expand_as(mine)
-                weight = model.encoder.weigh(torch.cat([query, mine, query - mine, query * mine], 1))
+                hidden = model.encoder.first(torch.cat([query, mine, query - mine, query * mine], 1))
+                weight = model.encoder.second(torch.nn.functional.silu(hidden))
                 expected = (weight * mine).sum(0) / len(mine) ** 0.5
             assert torch.allclose(encoded[i], expected, atol=1e-6), (name, i)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vista_ext.data.batch import Candidates
 from vista_ext.models.config import VistaConfig
-from vista_ext.nn import spread
+from vista_ext.nn import last_rows, spread
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class MeanPooling(Encoder):
         owner = spread(torch.arange(lengths.shape[0], device=rows.device), events.seq_offsets, events.rows.shape[0])
         sums = events.rows.new_zeros(lengths.shape[0], self.width).index_add(0, owner, events.rows)
         means = sums / lengths.clamp(min=1)[:, None]
-        return Encoded(spread(means[kv_index], candidates.offsets, rows.shape[0]), {})
+        return Encoded(spread(means.index_select(0, kv_index), candidates.offsets, rows.shape[0]), {})
 
 
 class DIN(Encoder):
@@ -76,16 +77,19 @@ class DIN(Encoder):
     def __init__(self, config: VistaConfig) -> None:
         super().__init__()
         self.width = config.dim
-        self.weigh = nn.Sequential(nn.Linear(4 * config.dim, 64), nn.SiLU(), nn.Linear(64, 1))
+        self.first = nn.Linear(4 * config.dim, 36)
+        self.second = nn.Linear(36, 1)
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
         sequence = spread(kv_index, candidates.offsets, rows.shape[0])
-        lengths = events.seq_offsets.diff()[sequence]
-        candidate = torch.repeat_interleave(lengths)
-        first = events.seq_offsets[sequence] - (lengths.cumsum(0) - lengths)
-        event = torch.arange(candidate.shape[0], device=rows.device) + first[candidate]
-        queries, keys = rows[candidate], events.rows[event]
-        weights = self.weigh(torch.cat([queries, keys, queries - keys, queries * keys], 1))
+        windows, valid = last_rows(events.rows, events.seq_offsets, events.max_seq_len)
+        keys = windows.index_select(0, sequence)
+        # The first layer on [q, k, q - k, q * k], with what depends on one of the two taken out of the pairs.
+        of_query, of_key, of_difference, of_product = self.first.weight.split(self.width, 1)
+        hidden = torch.bmm(keys, rows[:, :, None] * of_product.T)
+        hidden = hidden + functional.linear(windows, of_key - of_difference).index_select(0, sequence)
+        hidden = hidden + functional.linear(rows, of_query + of_difference, self.first.bias)[:, None]
+        weights = self.second(functional.silu(hidden)) * valid[sequence, :, None]
         # The published model sums at most 100 events; the square root keeps its scale bounded on longer histories.
-        damped = weights / lengths.clamp(min=1).sqrt()[candidate][:, None]
-        return Encoded(torch.zeros_like(rows).index_add(0, candidate, damped * keys), {})
+        lengths = events.seq_offsets.diff().clamp(min=1)[sequence]
+        return Encoded((weights * keys).sum(1) / lengths.sqrt()[:, None], {})

@@ -20,6 +20,7 @@ class Records:
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [record for record in read_records(folder) if record["step"] <= step] if step else []
+        folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept))
         unfinished.rename(self.path)

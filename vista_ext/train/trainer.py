@@ -123,7 +123,7 @@ def _train_epoch(
         position.step += 1
         position.batch += 1
         if position.step % choice.log_steps == 0:
-            records.write(position.step, loss=float(loss), **parts)
+            records.write(position.step, loss=loss.item(), **parts)
         if position.step % choice.checkpoint_steps == 0:
             _save(config, checkpoints, model, optimizer, position)
     seconds = time.monotonic() - begun
