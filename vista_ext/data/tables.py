@@ -117,6 +117,25 @@ def read_csv(
     return _read(path, "a CSV file", read, found)
 
 
+def read_json_lines(path: Path, columns: Mapping[str, Kind]) -> Table:
+    """Read fields of a file with one JSON object per line, plain or gzipped; other fields are left out.
+
+    Raises:
+        DataError: the file is missing or damaged; a field is missing in a line, or not of its type.
+    """
+    pa, json = require("pyarrow", extra="run"), require("pyarrow.json", extra="run")
+
+    def read() -> Table:
+        arrow = {"int": pa.int64(), "float": pa.float64()}
+        schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in columns.items()])
+        parse = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        # A line must fit into a block.
+        table = json.read_json(str(path), json.ReadOptions(block_size=2**24), parse)
+        return _to_numpy(path, table, columns)
+
+    return _read(path, "a file of JSON objects, one per line", read)
+
+
 def as_table(path: Path, values: Mapping[str, Any], columns: Mapping[str, Kind]) -> Table:
     """The columns of `values` with the dtypes of a file, all of one length.
 

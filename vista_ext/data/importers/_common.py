@@ -67,6 +67,24 @@ def positions(users: Array, times: Array) -> tuple[Array, Array]:
     return place, counts[inverse]
 
 
+def strictly_increasing(users: Array, times: Array) -> Array:
+    """Times moved up by as little as makes those of one user differ, ties in row order.
+
+    For logs that know the day only: what happened earlier on a day becomes history of what happened later.
+    """
+    if not len(times):
+        return times
+    place, count = positions(users, times)
+    order = np.lexsort((times, users))
+    codes, _ = dense(users)
+    # With a user's place taken off, "later than the one before" reads "not before it", a running maximum; users lie
+    # so far apart that it starts anew with each.
+    lift = codes * (times.max() - times.min() + count.max() + 1) - place
+    moved = np.empty_like(times)
+    moved[order] = np.maximum.accumulate((times + lift)[order])
+    return moved - lift
+
+
 def latest(times: Array, fraction: float) -> Array:
     """Mask of about the last `fraction` of rows by time; rows of one time stay together, on the earlier side."""
     kept = len(times) - round(fraction * len(times))
