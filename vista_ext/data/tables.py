@@ -104,9 +104,11 @@ def read_csv(
 
         with csv.open_csv(source(), csv.ReadOptions(column_names=names, encoding=encoding), parse) as head:
             found.extend(head.schema.names)
-        spelt = {name.lower(): name for name in found}
-        _check_names(path, [name.lower() for name in found], [name.lower() for name in columns])
-        wanted = {spelt[name.lower()]: kind for name, kind in columns.items()}
+        wanted: dict[str, Kind] = {}
+        for name, kind in columns.items():
+            spelt = [other for other in found if other.lower() == name.lower()]
+            _check_names(path, found if len(spelt) != 1 else [name], [name])
+            wanted[spelt[0]] = kind
         arrow = {"int": pa.int64(), "float": pa.float32(), "string": pa.string(), "id": pa.string()}
         convert = csv.ConvertOptions(
             include_columns=list(wanted), column_types={name: arrow[kind] for name, kind in wanted.items()}
