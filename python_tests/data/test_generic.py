@@ -70,6 +70,17 @@ def test_split_by_time_and_named_actions(log, tmp_path):
     assert dataset.histories(torch.tensor([1]), None, 10).actions.tolist() == [2, 0, 1, 0]
 
 
+def test_names_that_differ_by_case_only_are_told_apart(tmp_path):
+    columns = {"Clicked": [0] * 6} | LOG
+    pa.csv.write_csv(pa.table(columns), tmp_path / "log.csv")
+    import_generic(tmp_path / "log.csv", tmp_path / "set", **MAPPING, split="part")
+    assert EventDataset(tmp_path / "set").samples("test").labels[:, 0].tolist() == [1, 1]
+    columns["CLICKED"] = columns.pop("clicked")
+    pa.csv.write_csv(pa.table(columns), tmp_path / "log.csv")
+    with pytest.raises(DataError, match=r"clicked: expected one column of that name, found 2 among"):
+        import_generic(tmp_path / "log.csv", tmp_path / "other", **MAPPING)
+
+
 def test_a_label_is_no_feature(log, tmp_path):
     with pytest.raises(ValueError, match="column 'clicked' is asked to be float and id"):
         import_generic(log, tmp_path / "set", **MAPPING | {"context": {"click": "clicked"}})

@@ -92,7 +92,7 @@ def read_csv(
     found: list[str] = []
 
     def read() -> Table:
-        parse = csv.ParseOptions(delimiter=separator[0] if len(separator) == 1 else "\t", quote_char=quoted and '"')
+        parse = csv.ParseOptions(delimiter=separator if len(separator) == 1 else "\t", quote_char=quoted and '"')
         encoding = "utf8" if quoted else "latin1"
 
         def source() -> Any:
@@ -106,13 +106,14 @@ def read_csv(
             found.extend(head.schema.names)
         wanted: dict[str, Kind] = {}
         for name, kind in columns.items():
-            spelt = [other for other in found if other.lower() == name.lower()]
-            _check_names(path, found if len(spelt) != 1 else [name], [name])
+            spelt = [other for other in found if other == name]
+            spelt = spelt or [other for other in found if other.lower() == name.lower()]
+            if len(spelt) != 1:
+                raise DataError(path, name, "one column of that name", f"{len(spelt)} among {sorted(found)}")
             wanted[spelt[0]] = kind
         arrow = {"int": pa.int64(), "float": pa.float32(), "string": pa.string(), "id": pa.string()}
-        convert = csv.ConvertOptions(
-            include_columns=list(wanted), column_types={name: arrow[kind] for name, kind in wanted.items()}
-        )
+        types = {name: arrow[kind] for name, kind in wanted.items()}
+        convert = csv.ConvertOptions(include_columns=list(wanted), column_types=types)
         table = csv.read_csv(source(), csv.ReadOptions(column_names=names, encoding=encoding), parse, convert)
         return _to_numpy(path, table.rename_columns(list(columns)), columns)
 
