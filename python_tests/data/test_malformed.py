@@ -209,6 +209,24 @@ def test_a_column_of_another_type_or_with_a_gap(form):
             refused(read, folder, name, column)
 
 
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("kuairand csv", "log_standard_a.csv"),
+        ("kuairand parquet", "test.parquet"),
+        ("movielens", "ratings.csv"),
+        ("generic csv", "log.csv"),
+        ("generic parquet", "log.parquet"),
+    ],
+    indirect=["form"],
+)
+def test_a_log_without_rows(form, file):
+    fresh, read = form
+    folder = fresh()
+    write_table(folder / file, read_table(folder / file)[:0])
+    refused(read, folder, file, "at least one row")
+
+
 @many
 @given(data=st.data())
 def test_any_integer_is_read_or_refused(form, data):

@@ -19,6 +19,11 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
     raise DataError(folder, None, f"a file {' or '.join(patterns)}", found)
 
 
+def check_not_empty(file: Path, rows: Array) -> None:
+    if not len(rows):
+        raise DataError(file, None, "at least one row", "none")
+
+
 def concat(tables: list[Table]) -> Table:
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 

@@ -15,6 +15,7 @@ import numpy as np
 from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.folder import MAX_TIMESTAMP, write_dataset
 from vista_ext.data.importers._common import (
+    check_not_empty,
     dense,
     feature_codes,
     find_files,
@@ -59,6 +60,7 @@ def import_amazon(
     reviews_file = _only(find_files(folder, f"reviews_{name}.json", f"reviews_{name}.json.gz"))
     meta_file = _only(find_files(folder, f"meta_{name}.json", f"meta_{name}.json.gz"))
     reviews = read_json_lines(reviews_file, REVIEWS)
+    check_not_empty(reviews_file, reviews["asin"])
     check_range(reviews_file, "unixReviewTime", reviews["unixReviewTime"], 0, MAX_TIMESTAMP // 2)
     user, users = dense(reviews["reviewerID"])
     item, asins = dense(reviews["asin"])
@@ -98,8 +100,8 @@ def _only(files: list[Path]) -> Path:
 def _unseen(file: Path, user: Array, item: Array, items: int, rows: Array, rng: np.random.Generator) -> Array:
     """For each of `rows` an item that its user has in no row: int64 [rows]."""
     seen = np.unique(user * items + item)
-    most = np.bincount(seen // items).max(initial=0)
-    if len(rows) and most >= items:
+    most = np.bincount(seen // items).max()
+    if most >= items:
         raise DataError(file, "asin", "items that a user did not review", f"a user with all {items}")
     drawn = np.empty(len(rows), np.int64)
     open_rows = np.arange(len(rows))

@@ -9,7 +9,7 @@ import numpy as np
 
 from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.folder import MAX_TIMESTAMP, SPLITS, write_dataset
-from vista_ext.data.importers._common import check_fraction, dense, feature_codes, latest, split_names
+from vista_ext.data.importers._common import check_fraction, check_not_empty, dense, feature_codes, latest, split_names
 from vista_ext.data.tables import Array, DataError, Kind, Table, check_range, read_csv, read_parquet
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -70,6 +70,7 @@ def import_generic(
 
     file = Path(source)
     rows = (read_parquet if file.suffix == ".parquet" else read_csv)(file, columns)
+    check_not_empty(file, rows[timestamp])
     check_range(file, timestamp, rows[timestamp], 0, MAX_TIMESTAMP * UNITS[timestamp_unit])
     for column in labels.values():
         check_range(file, column, rows[column], 0, 1)
@@ -83,15 +84,15 @@ def import_generic(
         actions, num_actions = np.sum(bits, axis=0, dtype=np.int64), 2 ** len(bits)
     else:
         actions, names = dense(rows[action])
-        num_actions = max(len(names), 1)
+        num_actions = len(names)
     write_dataset(
         target,
         name=name,
         schema=FeatureSchema(
-            max(len(items), 1),
+            len(items),
             num_actions,
             counts,
-            {feature: max(len(values), 1) for feature, (_, values) in codes.items()},
+            {feature: len(values) for feature, (_, values) in codes.items()},
             tuple(labels),
         ),
         source=description or f"imported from {file.name}",
