@@ -92,7 +92,7 @@ def read_csv(
     found: list[str] = []
 
     def read() -> Table:
-        parse = csv.ParseOptions(delimiter=separator[0] if len(separator) == 1 else "\t", quote_char=quoted and '"')
+        parse = csv.ParseOptions(delimiter=separator if len(separator) == 1 else "\t", quote_char=quoted and '"')
         encoding = "utf8" if quoted else "latin1"
 
         def source() -> Any:
@@ -104,17 +104,39 @@ def read_csv(
 
         with csv.open_csv(source(), csv.ReadOptions(column_names=names, encoding=encoding), parse) as head:
             found.extend(head.schema.names)
-        spelt = {name.lower(): name for name in found}
-        _check_names(path, [name.lower() for name in found], [name.lower() for name in columns])
-        wanted = {spelt[name.lower()]: kind for name, kind in columns.items()}
+        wanted: dict[str, Kind] = {}
+        for name, kind in columns.items():
+            spelt = [other for other in found if other == name]
+            spelt = spelt or [other for other in found if other.lower() == name.lower()]
+            if len(spelt) != 1:
+                raise DataError(path, name, "one column of that name", f"{len(spelt)} among {sorted(found)}")
+            wanted[spelt[0]] = kind
         arrow = {"int": pa.int64(), "float": pa.float32(), "string": pa.string(), "id": pa.string()}
-        convert = csv.ConvertOptions(
-            include_columns=list(wanted), column_types={name: arrow[kind] for name, kind in wanted.items()}
-        )
+        types = {name: arrow[kind] for name, kind in wanted.items()}
+        convert = csv.ConvertOptions(include_columns=list(wanted), column_types=types)
         table = csv.read_csv(source(), csv.ReadOptions(column_names=names, encoding=encoding), parse, convert)
         return _to_numpy(path, table.rename_columns(list(columns)), columns)
 
     return _read(path, "a CSV file", read, found)
+
+
+def read_json_lines(path: Path, columns: Mapping[str, Kind]) -> Table:
+    """Read fields of a file with one JSON object per line, plain or gzipped; other fields are left out.
+
+    Raises:
+        DataError: the file is missing or damaged; a field is missing in a line, or not of its type.
+    """
+    pa, json = require("pyarrow", extra="run"), require("pyarrow.json", extra="run")
+
+    def read() -> Table:
+        arrow = {"int": pa.int64(), "float": pa.float64()}
+        schema = pa.schema([(name, arrow.get(kind, pa.string())) for name, kind in columns.items()])
+        parse = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        # A line must fit into a block.
+        table = json.read_json(str(path), json.ReadOptions(block_size=2**24), parse)
+        return _to_numpy(path, table, columns)
+
+    return _read(path, "a file of JSON objects, one per line", read)
 
 
 def as_table(path: Path, values: Mapping[str, Any], columns: Mapping[str, Kind]) -> Table:

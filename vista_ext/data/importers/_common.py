@@ -19,6 +19,11 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
     raise DataError(folder, None, f"a file {' or '.join(patterns)}", found)
 
 
+def check_not_empty(file: Path, rows: Array) -> None:
+    if not len(rows):
+        raise DataError(file, None, "at least one row", "none")
+
+
 def concat(tables: list[Table]) -> Table:
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
@@ -65,6 +70,24 @@ def positions(users: Array, times: Array) -> tuple[Array, Array]:
     place = np.empty(len(users), np.int64)
     place[order] = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
     return place, counts[inverse]
+
+
+def strictly_increasing(users: Array, times: Array) -> Array:
+    """Times moved up by as little as makes those of one user differ, ties in row order.
+
+    For logs that know the day only: what happened earlier on a day becomes history of what happened later.
+    """
+    if not len(times):
+        return times
+    place, count = positions(users, times)
+    order = np.lexsort((times, users))
+    codes, _ = dense(users)
+    # With a user's place taken off, "later than the one before" reads "not before it", a running maximum; users lie
+    # so far apart that it starts anew with each.
+    lift = codes * (times.max() - times.min() + count.max() + 1) - place
+    moved = np.empty_like(times)
+    moved[order] = np.maximum.accumulate((times + lift)[order])
+    return moved - lift
 
 
 def latest(times: Array, fraction: float) -> Array:

@@ -11,6 +11,7 @@ from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.folder import write_dataset
 from vista_ext.data.importers._common import (
     check_fraction,
+    check_not_empty,
     concat,
     dense,
     feature_codes,
@@ -123,6 +124,7 @@ def import_kuairand(
 
 def _log(read: Callable[[Path, Mapping[str, Kind]], Table], file: Path) -> Table:
     table = read(file, LOG_COLUMNS)
+    check_not_empty(file, table["user_id"])
     for column, (low, high) in LOG_LIMITS.items():
         check_range(file, column, table[column], low, high)
     return table

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from vista_ext.data.batch import FeatureSchema
-from vista_ext.data.folder import write_dataset
+from vista_ext.data.folder import MAX_TIMESTAMP, write_dataset
 from vista_ext.data.importers._common import (
     check_fraction,
+    check_not_empty,
     dense,
     feature_codes,
     find_files,
@@ -52,7 +53,9 @@ def import_movielens(
     check_fraction("valid_fraction", valid_fraction)
     ratings_file, ratings = _read(Path(source), "ratings", RATINGS)
     movies_file, movies = _read(Path(source), "movies", MOVIES)
+    check_not_empty(ratings_file, ratings["rating"])
     check_range(ratings_file, "rating", ratings["rating"], 0, 5)
+    check_range(ratings_file, "timestamp", ratings["timestamp"], 0, MAX_TIMESTAMP)
     for file, table in ((ratings_file, ratings), (movies_file, movies)):
         check_range(file, "movieId", table["movieId"], 0, 2**62)
 
