@@ -1,0 +1,99 @@
+"""The refresh job: every user's history becomes a quantized row in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vista_ext import ops
+from vista_ext.data.dataset import EventDataset
+from vista_ext.models import Vista, VistaConfig
+from vista_ext.ops.cache_rows import Scheme
+from vista_ext.progress import track
+from vista_ext.store import StoreSpec, SummaryStore
+
+# Events summarized together: bounds the memory of a batch of users, however long their histories are.
+EVENT_BUDGET = 1 << 20
+
+
+def store_spec(config: VistaConfig, scheme: Scheme, group: int, model_version: int) -> StoreSpec:
+    """How the summaries of a model lie in a store; group 0 is the scheme's default."""
+    return StoreSpec(scheme, config.num_seeds, config.dim, group or None, model_version)
+
+
+def summarize_users(
+    model: Vista,
+    dataset: EventDataset,
+    users: Tensor,
+    *,
+    before: Tensor | None = None,
+    max_history: int = 0,
+    skip_last: int = 0,
+    users_per_batch: int = 256,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Summaries of users, a batch at a time.
+
+    Args:
+        users: int64 `[n]`.
+        before: int64 `[n]`, seconds: only earlier events are read; all by default.
+        max_history: newest events read of each user; 0 for all.
+        skip_last: newest events left out, as if the summary were that old.
+
+    Yields:
+        users `[b]`, summaries `[b, seeds, dim]`, and the int64 times `[b]` that they stand for (seconds).
+    """
+    begin = 0
+    most = max_history or 2**62
+    while begin < len(users):
+        size = min(users_per_batch, len(users) - begin)
+        while True:
+            chosen = users[begin : begin + size]
+            moments = None if before is None else before[begin : begin + size]
+            histories = dataset.histories(chosen, moments, most, skip_last)
+            if size == 1 or int(histories.seq_offsets[-1]) <= EVENT_BUDGET:
+                break
+            size = (size + 1) // 2
+        device = next(model.parameters()).device
+        yield chosen, model.summarize(histories.to(device)).cpu(), histories.now
+        begin += size
+
+
+@torch.no_grad()
+def refresh(
+    model: Vista,
+    dataset: EventDataset,
+    store: SummaryStore,
+    *,
+    before: Tensor | None = None,
+    max_history: int = 0,
+    users_per_batch: int = 256,
+) -> int:
+    """Summarize all users into a store. Killed and begun again it repeats work but loses and doubles nothing.
+
+    Returns:
+        How many rows were written; a row at least as new that was there already stays.
+    """
+    written = 0
+    everybody = torch.arange(dataset.num_users)
+    spec = store.spec
+    batches = summarize_users(
+        model, dataset, everybody, before=before, max_history=max_history, users_per_batch=users_per_batch
+    )
+    for users, summaries, times in track(
+        batches, "summarizing", dataset.num_users, unit="users", size=lambda b: len(b[0])
+    ):
+        rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
+        written += store.insert(users, rows, times)
+    return written
+
+
+def first_moments(dataset: EventDataset, split: str) -> Tensor:
+    """For each user the time of the first sample in a split, where a summary for it must stop reading; for a user
+    without samples there the end of the events. int64 `[users]`, seconds."""
+    moments = dataset.end_of_events(torch.arange(dataset.num_users)).clone()
+    samples = dataset.samples(split)
+    # Samples are sorted by user and time: written from the back, the first one stays.
+    moments[samples.users.flip(0)] = samples.timestamps.flip(0)
+    return moments
