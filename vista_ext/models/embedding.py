@@ -77,6 +77,9 @@ class ItemEmbedding(nn.Module):
 class EventEmbedding(nn.Module):
     """What turns an item's vector into an event's: the action, and how long ago it was (paper section 3.2.2).
 
+    An action scales the item's dimensions and adds a row of its own: liking and disliking an item are opposites, which
+    a sum alone cannot say.
+
     Args:
         schema: of the data.
         dim: of the vectors.
@@ -86,12 +89,14 @@ class EventEmbedding(nn.Module):
     def __init__(self, schema: FeatureSchema, dim: int, config: EmbeddingConfig) -> None:
         super().__init__()
         self.actions = _table(schema.num_actions, dim)
+        self.gates = nn.Embedding(schema.num_actions, dim)
+        nn.init.ones_(self.gates.weight)
         self.ages = _table(config.time_buckets, dim) if config.time_buckets else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, item_vectors: Tensor, histories: Histories) -> Tensor:
         """`[total, dim]`, one row an event."""
-        vectors = item_vectors + self.actions(histories.actions)
+        vectors = item_vectors * self.gates(histories.actions) + self.actions(histories.actions)
         if self.ages is not None:
             now = spread(histories.now, histories.seq_offsets, histories.items.shape[0])
             age = (now - histories.timestamps).clamp(min=1).to(torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.progress import track
-from vista_ext.store import StoreSpec, SummaryStore
+from vista_ext.store import LmdbStore, StoreSpec, SummaryStore
 
 # Events summarized together: bounds the memory of a batch of users, however long their histories are.
 EVENT_BUDGET = 1 << 20
@@ -21,6 +22,11 @@ EVENT_BUDGET = 1 << 20
 def store_spec(config: VistaConfig, scheme: Scheme, group: int, model_version: int) -> StoreSpec:
     """How the summaries of a model lie in a store; group 0 is the scheme's default."""
     return StoreSpec(scheme, config.num_seeds, config.dim, group or None, model_version)
+
+
+def open_for_writing(path: Path, spec: StoreSpec) -> LmdbStore:
+    """The store at a path, made if it is not there yet."""
+    return LmdbStore.open(path, readonly=False, spec=spec) if path.exists() else LmdbStore.create(path, spec)
 
 
 def summarize_users(

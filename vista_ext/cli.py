@@ -1,0 +1,258 @@
+"""The command line `vista`: a thin shell over `data`, `train`, `serve` and `report`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from vista_ext._extras import MissingExtraError, require
+
+try:
+    typer = require("typer", extra="run")
+except MissingExtraError as error:
+    sys.exit(str(error))
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Lifelong histories in ranking."
+)
+data_app = typer.Typer(no_args_is_help=True, help="Turn a public data set, or your own log, into the event format.")
+app.add_typer(data_app, name="import")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run")]
+Device = Annotated[str, typer.Option(help="torch device")]
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        app()
+    except (MissingExtraError, ValueError, LookupError, OSError) as error:
+        # The package's own errors are of these kinds and say what was expected; a bug shows with VISTA's traceback
+        # when Python is run with -X dev.
+        if sys.flags.dev_mode:
+            raise
+        sys.exit(f"vista: {error}")
+
+
+@app.command()
+def info() -> None:
+    """What was built, for which architectures, against what."""
+    from vista_ext.info import collect
+
+    print(json.dumps(collect(), indent=2))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file")], overrides: Overrides = None, device: Device = "cpu"
+) -> None:
+    """Train a model, or go on with a run that was cut off."""
+    from vista_ext.config import load_config
+    from vista_ext.data.dataset import EventDataset
+    from vista_ext.runs import save_config
+    from vista_ext.train.trainer import train as run_training
+
+    run = load_config(config, overrides or ())
+    dataset = EventDataset(run.data.path)
+    save_config(run)
+    run_training(run, dataset, device=device)
+    print(f"trained: {run.folder}")
+
+
+@app.command()
+def summarize(
+    run: RunFolder,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="stop reading each user at the first sample of this split")] = "",
+    device: Device = "cpu",
+) -> None:
+    """Summarize all users into the run's store, quantized."""
+    from vista_ext.runs import Run
+    from vista_ext.serve.summarize import first_moments, open_for_writing, refresh
+
+    opened = Run.open(run, overrides or (), device)
+    before = first_moments(opened.dataset, split) if split else None
+    choice = opened.config.store
+    path = opened.split_store_path(split) if split else opened.store_path
+    with open_for_writing(path, opened.store_spec()) as store:
+        written = refresh(
+            opened.vista,
+            opened.dataset,
+            store,
+            before=before,
+            max_history=choice.max_history,
+            users_per_batch=choice.users_per_batch,
+        )
+        print(f"{written} summaries written, {len(store)} in {path} ({choice.scheme})")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="what to score")] = "test",
+    staleness: Annotated[str, typer.Option(help="events that a stale summary misses")] = "0,5,20,50",
+    pictures: Annotated[bool, typer.Option(help="draw pictures into the run's folder")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Quality beside the floors: from histories, from the store, by precision and by staleness."""
+    from vista_ext.report.evaluation import draw, evaluation
+    from vista_ext.report.tables import save_tables
+    from vista_ext.runs import Run
+
+    missing = _integers("--staleness", staleness)
+    opened = Run.open(run, overrides or (), device)
+    tables = evaluation(opened, split, missing)
+    for table in tables:
+        table.show()
+    save_tables(run / "evaluation.json", tables)
+    if pictures:
+        for file in draw(opened):
+            print(file)
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    user: Annotated[str, typer.Option(help="user id, as in the source of the data")] = "",
+    items: Annotated[str, typer.Option(help="candidate ids, comma-separated")] = "",
+    requests: Annotated[Path | None, typer.Option(help="CSV with user,item and context columns instead")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV to write; the terminal by default")] = None,
+    overrides: Overrides = None,
+    device: Device = "cpu",
+) -> None:
+    """Score candidates from the store: user and candidate ids in, probabilities out."""
+    from vista_ext.runs import Run
+    from vista_ext.serve.requests import read_requests, score_requests, write_scores
+
+    opened = Run.open(run, overrides or (), device)
+    if requests is None and not (user and items):
+        raise ValueError("score: expected --user and --items, or --requests, found neither")
+    rows = read_requests(requests, opened.dataset) if requests else [(user, item, {}) for item in items.split(",")]
+    write_scores(score_requests(opened, rows), opened.dataset.schema.tasks, output)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
+    users: Annotated[int, typer.Option(help="users of the synthetic data")] = 2000,
+    epochs: Annotated[int, typer.Option(help="passes over the training data")] = 6,
+    seed: Annotated[int, typer.Option(help="of data and models")] = 0,
+) -> None:
+    """The whole job on synthetic data: train, summarize, store, score from the store in another process, report."""
+    from vista_ext.demo import run_demo
+
+    run_demo(folder, users=users, epochs=epochs, seed=seed)
+
+
+@app.command()
+def synth(
+    target: Annotated[Path, typer.Argument(help="folder to make")],
+    users: Annotated[int, typer.Option()] = 2000,
+    items: Annotated[int, typer.Option()] = 1000,
+    events_per_user: Annotated[int, typer.Option()] = 400,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Make synthetic data whose labels depend on events long past; prints the AUC that can be reached."""
+    from vista_ext.data.synthetic import make_synthetic
+
+    print(make_synthetic(target, users=users, items=items, events_per_user=events_per_user, seed=seed))
+
+
+Source = Annotated[Path, typer.Argument(help="folder as it was published")]
+Target = Annotated[Path, typer.Argument(help="folder to make")]
+
+
+@data_app.command()
+def kuairand(source: Source, target: Target, valid_fraction: float = 0.1) -> None:
+    """KuaiRand-Pure, the official CSV release or prepared Parquet splits."""
+    from vista_ext.data.importers import import_kuairand
+
+    import_kuairand(source, target, valid_fraction=valid_fraction)
+
+
+@data_app.command()
+def movielens(
+    source: Source,
+    target: Target,
+    positive_rating: float = 4.0,
+    test_fraction: float = 0.2,
+    valid_fraction: float = 0.1,
+) -> None:
+    """MovieLens: the last ratings of each user are for testing."""
+    from vista_ext.data.importers import import_movielens
+
+    import_movielens(
+        source,
+        target,
+        positive_rating=positive_rating,
+        test_fraction=test_fraction,
+        valid_fraction=valid_fraction,
+    )
+
+
+@data_app.command()
+def amazon(source: Source, target: Target, name: str = "*", seed: int = 0) -> None:
+    """Amazon reviews and metadata in DIN's form."""
+    from vista_ext.data.importers import import_amazon
+
+    import_amazon(source, target, name=name, seed=seed)
+
+
+@data_app.command()
+def generic(
+    source: Annotated[Path, typer.Argument(help="a CSV or Parquet file")],
+    target: Target,
+    user: Annotated[str, typer.Option(help="column of the user id")],
+    item: Annotated[str, typer.Option(help="column of the item id")],
+    timestamp: Annotated[str, typer.Option(help="column of the time")],
+    label: Annotated[list[str], typer.Option(help="task=column; repeat for more")],
+    action: Annotated[str, typer.Option(help="column of the action")] = "",
+    item_feature: Annotated[list[str] | None, typer.Option(help="name=column; repeat for more")] = None,
+    context: Annotated[list[str] | None, typer.Option(help="name=column; repeat for more")] = None,
+    split: Annotated[str, typer.Option(help="column of train, valid, test; by time per user without it")] = "",
+    timestamp_unit: Annotated[str, typer.Option(help="s, ms, us or ns")] = "s",
+) -> None:
+    """Any log in one file, by the names of its columns."""
+    from vista_ext.data.importers import import_generic
+
+    import_generic(
+        source,
+        target,
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        labels=_pairs("--label", label),
+        action=action or None,
+        item_features=_pairs("--item-feature", item_feature),
+        context=_pairs("--context", context),
+        split=split or None,
+        timestamp_unit=timestamp_unit,
+    )
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values or ()]
+    for name, equals, column in pairs:
+        if not (name and equals and column):
+            raise ValueError(f"{option} must look like name=column, found {name + equals + column!r}")
+    return {name: column for name, _, column in pairs}
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be integers, comma-separated, found {text!r}") from error
+    if min(values) < 0:
+        raise ValueError(f"{option} must be at least 0, found {min(values)}")
+    return values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A run's folder: `run.yaml`, checkpoints, metrics, the store. What every command after `train` starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from vista_ext._extras import require
+from vista_ext.config import ConfigError, RunConfig, load_config
+from vista_ext.data.dataset import EventDataset
+from vista_ext.models import Ranker, Vista
+from vista_ext.ops.cache_rows import Scheme
+from vista_ext.serve.summarize import store_spec
+from vista_ext.store import StoreSpec
+from vista_ext.train.checkpoint import Checkpoint, open_checkpoint
+
+FILE = "run.yaml"
+
+
+def save_config(config: RunConfig) -> None:
+    """Write the configuration into the run's folder."""
+    omegaconf = require("omegaconf", extra="run").OmegaConf
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    omegaconf.save(omegaconf.structured(config), folder / FILE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Args:
+        config: as it was trained, with later overrides.
+        device: for the model.
+    """
+
+    config: RunConfig
+    device: str = "cpu"
+
+    @classmethod
+    def open(cls, folder: Path | str, overrides: Sequence[str] = (), device: str = "cpu") -> Run:
+        """Open a run's folder, wherever it lies now.
+
+        Raises:
+            ConfigError: if it holds no configuration.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise ConfigError(f"{folder}: expected the folder of a run, with a {FILE}, found none")
+        config = load_config(file, [*overrides, f"folder={folder}"])
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        return cls(config, device)
+
+    @cached_property
+    def dataset(self) -> EventDataset:
+        return EventDataset(self.config.data.path)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(Path(self.config.folder) / "checkpoints" / "best")
+
+    @cached_property
+    def model(self) -> Ranker:
+        return self.checkpoint.model().to(self.device)
+
+    @property
+    def vista(self) -> Vista:
+        """The model, if it is one that summarizes.
+
+        Raises:
+            ConfigError: if it is a baseline.
+        """
+        if not isinstance(self.model, Vista):
+            raise ConfigError(f"model.name must be vista for this command, found {self.model.encoder.name!r}")
+        return self.model
+
+    @property
+    def store_path(self) -> Path:
+        return Path(self.config.folder) / self.config.store.path
+
+    def split_store_path(self, split: str) -> Path:
+        """Of the summaries that stop reading at a split, which measure and do not serve."""
+        return self.store_path.with_name(f"{self.store_path.name}-{split}")
+
+    def store_spec(self, scheme: Scheme | None = None) -> StoreSpec:
+        """How this run's summaries are stored. Their version is the checksum of the weights: summaries of other
+        weights are another version."""
+        store = self.config.store
+        chosen: Scheme = scheme or store.scheme  # type: ignore[assignment]  # check_config knows the names
+        version = self.checkpoint.manifest["crc32"]["model"]
+        return store_spec(self.vista.config, chosen, store.group if scheme is None else 0, version)
