@@ -138,6 +138,23 @@ def score(
 
 
 @app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="YAML file")],
+    overrides: Overrides = None,
+    models: Annotated[str, typer.Option(help="comma-separated")] = "vista,din,mean",
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+) -> None:
+    """Train several models with several seeds, everything else equal; prints the table as Markdown too."""
+    from vista_ext.config import load_config
+    from vista_ext.report.study import markdown
+    from vista_ext.report.study import study as run_study
+
+    table = run_study(load_config(config, overrides or ()), models.split(","), _integers("--seeds", seeds))
+    table.show()
+    print(markdown(table))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
     users: Annotated[int, typer.Option(help="users of the synthetic data")] = 2000,
