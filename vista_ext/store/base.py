@@ -71,8 +71,8 @@ class StoreSpec:
 
     def __post_init__(self) -> None:
         for name, value, limit in [("tokens", self.tokens, 32), ("dim", self.dim, 32), ("group", self.group or 1, 32)]:
-            _check_integer(name, value, 1, 2**limit - 1)
-        _check_integer("model_version", self.model_version, 0, 2**63 - 1)
+            check_integer("spec", name, value, 1, 2**limit - 1)
+        check_integer("spec", "model_version", self.model_version, 0)
         layout = _C.row_layout(self.scheme, self.tokens, self.dim, self.group or 0)
         if layout["row_bytes"] >= 2**31:
             raise ValueError(f"spec: a row must be smaller than 2 GiB, found {layout['row_bytes']} bytes")
@@ -246,6 +246,7 @@ def check_choice(call: str, name: str, value: str, allowed: tuple[str, ...]) -> 
         raise ValueError(f"{call}: {name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
 
 
-def _check_integer(name: str, value: int, least: int, most: int) -> None:
+def check_integer(call: str, name: str, value: int, least: int, most: int = 2**63 - 1) -> None:
+    """Raises ValueError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"spec: {name} must be an integer from {least} to {most}, found {value!r}")
+        raise ValueError(f"{call}: {name} must be an integer from {least} to {most}, found {value!r}")

@@ -187,9 +187,8 @@ class Environment:
 
     def _check_size(self) -> None:
         """A read behind the end of a mapped file kills the process (SIGBUS): find out before."""
-        size, expected = self._size(), _META_BYTES
-        if size >= expected:
-            expected = self._end_of_pages()
+        expected = _META_BYTES if self._size() < _META_BYTES else self._end_of_pages()
+        size = self._size()  # asked last: a writer may just have made the file longer
         if size < expected:
             raise StoreError(
                 f"store {self.path}: data.mdb is truncated: expected at least {expected} bytes, found {size}"

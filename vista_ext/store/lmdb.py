@@ -23,6 +23,7 @@ from vista_ext.store.base import (
     SummaryStore,
     VersionMismatchError,
     check_choice,
+    check_integer,
     check_tensor,
 )
 from vista_ext.store.environment import Environment, new_folder
@@ -59,8 +60,7 @@ class LmdbStore(SummaryStore):
         Raises:
             StoreError: something is at `path`, or it cannot be written.
         """
-        if isinstance(map_size, bool) or not isinstance(map_size, int) or map_size < 1 << 20:
-            raise ValueError(f"create: map_size must be an integer of at least {1 << 20} bytes, found {map_size!r}")
+        check_integer("create", "map_size", map_size, 1 << 20)
         Environment.create(Path(path), spec, map_size)
         return cls.open(path, readonly=False)
 
@@ -151,7 +151,8 @@ class LmdbStore(SummaryStore):
 
     def erase_version(self, model_version: int) -> int:
         """Remove all summaries of one model version, after a roll-out; returns how many there were."""
-        ending = int(model_version).to_bytes(8, "big")
+        check_integer("erase_version", "model_version", model_version, 0)
+        ending = model_version.to_bytes(8, "big")
         erased = 0
         for keys in self._batches_of_keys():
             part = [key for key in keys if key[8:] == ending]
