@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "vista/record.h"
 #include "vista/row_layout.h"
 
 namespace py = pybind11;
@@ -55,6 +56,18 @@ py::dict row_layout(const std::string& scheme, int64_t tokens, int64_t dim, int6
   return view;
 }
 
+py::dict record_header_layout() {
+  py::list fields;
+  for (const vista::RecordField& field : vista::kRecordFields)
+    fields.append(py::make_tuple(field.name, field.type, field.offset));
+  py::dict view;
+  view["magic"] = vista::kRecordMagic;
+  view["format"] = vista::kRecordFormat;
+  view["bytes"] = sizeof(vista::RecordHeader);
+  view["fields"] = fields;
+  return view;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -63,4 +76,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What was built, for which architectures, against which torch.");
   m.def("row_layout", &row_layout, py::arg("scheme"), py::arg("tokens"), py::arg("dim"), py::arg("group") = 0,
         "Byte layout of a quantized row (csrc/include/vista/row_layout.h); ValueError names a bad argument.");
+  m.def("record_header_layout", &record_header_layout,
+        "Byte layout of a stored record's header (csrc/include/vista/record.h): (name, numpy type, offset) per field.");
 }

@@ -1,0 +1,25 @@
+"""Where summaries live between requests: quantized rows by user id and model version, durable and checked."""
+
+from vista_ext.store.base import (
+    Found,
+    MissingUserError,
+    RecordError,
+    StoreError,
+    StoreSpec,
+    Summaries,
+    SummaryStore,
+    VersionMismatchError,
+)
+from vista_ext.store.lmdb import LmdbStore
+
+__all__ = [
+    "Found",
+    "LmdbStore",
+    "MissingUserError",
+    "RecordError",
+    "StoreError",
+    "StoreSpec",
+    "Summaries",
+    "SummaryStore",
+    "VersionMismatchError",
+]

@@ -1,0 +1,252 @@
+"""What every summary store offers: the interface, its values, its errors and the checks of its arguments."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vista_ext import _C
+
+OnMiss = Literal["raise", "flag"]
+OnVersionMismatch = Literal["raise", "miss", "accept"]
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what was asked; the message names the store and why."""
+
+
+class _UsersError(StoreError):
+    """An error about some users; all of them are in `user_ids`, the first ones in the message."""
+
+    def __init__(self, user_ids: Sequence[int], of: int, what: str) -> None:
+        self.user_ids = list(user_ids)
+        first = ", ".join(map(str, self.user_ids[:10])) + (", ..." if len(self.user_ids) > 10 else "")
+        super().__init__(f"find: {len(self.user_ids)} of {of} users {what}: {first}")
+
+
+class MissingUserError(_UsersError):
+    """Users were asked for that the store has no summary of."""
+
+
+class VersionMismatchError(_UsersError):
+    """Users were asked for whose summaries are all of other model versions."""
+
+
+class RecordError(StoreError):
+    """A stored record is not what was written: torn, corrupt, or of another layout. `user_id` says whose it is."""
+
+    def __init__(self, user_id: int, model_version: int, problem: str) -> None:
+        self.user_id = user_id
+        super().__init__(f"record of user {user_id}, model version {model_version}: {problem}")
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store holds.
+
+    Args:
+        scheme, tokens, dim, group: layout of the rows, as in `ops.quantize_rows`; `group` None becomes the default.
+        model_version: of the model that makes the summaries, 0 to 2^63 - 1. Vectors of two models do not mix.
+        extra: whatever else a reader should know, such as the checkpoint's name; must survive JSON.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found.
+    """
+
+    scheme: str
+    tokens: int
+    dim: int
+    group: int | None = None
+    model_version: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, limit in [("tokens", self.tokens, 32), ("dim", self.dim, 32), ("group", self.group or 1, 32)]:
+            check_integer("spec", name, value, 1, 2**limit - 1)
+        check_integer("spec", "model_version", self.model_version, 0)
+        layout = _C.row_layout(self.scheme, self.tokens, self.dim, self.group or 0)
+        if layout["row_bytes"] >= 2**31:
+            raise ValueError(f"spec: a row must be smaller than 2 GiB, found {layout['row_bytes']} bytes")
+        object.__setattr__(self, "group", layout["group"])
+        try:
+            survives = json.loads(json.dumps(self.extra)) == self.extra
+        except (TypeError, ValueError):
+            survives = False
+        if not isinstance(self.extra, dict) or not survives:
+            raise ValueError(f"spec: extra must be a dict that survives JSON, found {self.extra!r}")
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """The byte layout of a row (`_C.row_layout`)."""
+        return _C.row_layout(self.scheme, self.tokens, self.dim, self.group or 0)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, a multiple of 128."""
+        return int(self.layout["row_bytes"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StoreSpec:
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise ValueError(f"spec: expected the keys {sorted(known)}, found {sorted(values)}")
+        return cls(**values)
+
+    def require_layout_of(self, found: StoreSpec, where: str) -> None:
+        """Check that rows of `found` can be read as rows of this spec.
+
+        Raises:
+            StoreError: naming what differs, what was expected and what was found.
+        """
+        for name in ("scheme", "tokens", "dim", "group"):
+            if getattr(self, name) != getattr(found, name):
+                raise StoreError(f"{where}: {name}: expected {getattr(self, name)!r}, found {getattr(found, name)!r}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find` found for n users, in the order they were asked for.
+
+    Args:
+        rows: uint8 `[n, row_bytes]`, contiguous: `ops.dequantize_rows` reads it as it is. Zeros where there is no hit.
+        hits: bool `[n]`.
+        event_times: int64 `[n]`, seconds: how fresh each summary is; -1 where there is no hit.
+        versions: int64 `[n]`, the model version of each summary; -1 where there is no hit.
+    """
+
+    rows: Tensor
+    hits: Tensor
+    event_times: Tensor
+    versions: Tensor
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """n stored summaries: `user_ids`, `event_times`, `versions` int64 `[n]`, `rows` uint8 `[n, row_bytes]`."""
+
+    user_ids: Tensor
+    rows: Tensor
+    event_times: Tensor
+    versions: Tensor
+
+    def __len__(self) -> int:
+        return self.user_ids.shape[0]
+
+
+class SummaryStore(ABC):
+    """Quantized summaries by user id and model version. All calls are batched; a context manager closes the store.
+
+    Tensors are on the CPU. A bad argument is a `ValueError` that names it, what was expected and what was found.
+    """
+
+    spec: StoreSpec
+
+    @abstractmethod
+    def find(
+        self, user_ids: Tensor, *, on_miss: OnMiss = "raise", on_version_mismatch: OnVersionMismatch = "raise"
+    ) -> Found:
+        """Read the summaries of some users.
+
+        Args:
+            user_ids: int64 `[n]`, in any order, repeats allowed.
+            on_miss: a user without a summary: "raise", or "flag" it in `hits` (its row is zeros).
+            on_version_mismatch: a user who has summaries, but none of `spec.model_version`: "raise", treat as a "miss",
+                or "accept" the newest version there is (`versions` says which).
+
+        Raises:
+            MissingUserError, VersionMismatchError: naming the first such users, and how many there are.
+            RecordError: a record that was read is torn or corrupt.
+        """
+
+    @abstractmethod
+    def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
+        """Write summaries of `spec.model_version`, replacing those of the same users.
+
+        Args:
+            user_ids: int64 `[n]`; of equal ids the newest event time is written, the last one of those that tie.
+            rows: uint8 `[n, row_bytes]` from `ops.quantize_rows`.
+            event_times: int64 `[n]`, seconds.
+            newest_wins: leave a stored summary alone if its event time is later; otherwise the last writer wins.
+
+        Returns:
+            How many summaries were written. They are durable when this returns, and only then known to be.
+        """
+
+    @abstractmethod
+    def update(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
+        """`insert`, but only for users who have a summary of `spec.model_version`."""
+
+    @abstractmethod
+    def erase(self, user_ids: Tensor) -> int:
+        """Remove all summaries of some users, of every model version; returns how many summaries there were."""
+
+    @abstractmethod
+    def save_snapshot(self, path: Path | str) -> None:
+        """Write a consistent copy to `path`, which must not exist; it is there completely or not at all."""
+
+    @abstractmethod
+    def load_snapshot(self, path: Path | str) -> int:
+        """Merge a snapshot of the same layout into this store, newest event time wins; returns how many it wrote."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Summaries]:
+        """All summaries of every model version in batches, by ascending user id and version.
+
+        Each batch is consistent; the store may be written between two batches.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of summaries, of every model version."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the store's resources back; closing twice is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_tensor(call: str, name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> np.ndarray:
+    """A CPU tensor as a contiguous numpy array; None in `shape` is any size, called n in the message.
+
+    Raises:
+        ValueError: naming call, argument, expected and found.
+    """
+    wanted = f"{str(dtype).removeprefix('torch.')} [{', '.join('n' if s is None else str(s) for s in shape)}] on cpu"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{call}: {name} must be a tensor, {wanted}, found {type(value).__name__}")
+    fits = value.dim() == len(shape) and all(s is None or s == have for s, have in zip(shape, value.shape, strict=True))
+    if value.dtype != dtype or value.device.type != "cpu" or not fits:
+        found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        raise ValueError(f"{call}: {name} must be {wanted}, found {found}")
+    return value.detach().contiguous().numpy()
+
+
+def check_choice(call: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{call}: {name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
+
+
+def check_integer(call: str, name: str, value: int, least: int, most: int = 2**63 - 1) -> None:
+    """Raises ValueError unless `value` is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{call}: {name} must be an integer from {least} to {most}, found {value!r}")
