@@ -127,21 +127,31 @@ inline void store_row(DType dtype, void* base, int64_t offset, const float* from
   }
 }
 
+// The unrolling is what keeps `sum` in registers: a loop over it that survives until register allocation spills it all.
 template <int kRows, int kVectors>
 inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_depth,
                          float* c, int64_t c_row, bool accumulate) {
-  vf sum[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = accumulate ? load(c + i * c_row + j * kLanes) : vf{};
+  vf sum[kRows][kVectors] = {};
+  if (accumulate) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = load(c + i * c_row + j * kLanes);
+  }
   for (int64_t t = 0; t < depth; ++t) {
     vf column[kVectors];
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) column[j] = load(b + t * b_depth + j * kLanes);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const vf factor = splat(a[i * a_row + t * a_depth]);
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sum[i][j] += factor * column[j];
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) store(c + i * c_row + j * kLanes, sum[i][j]);
 }
 

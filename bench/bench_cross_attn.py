@@ -1,0 +1,5 @@
+OPS = ("jagged_cross_attn",)
+
+
+def bench_cross_attn(compare, case):
+    compare(case)

@@ -1,0 +1,5 @@
+OPS = ("qla",)
+
+
+def bench_qla(compare, case):
+    compare(case)

@@ -1,0 +1,113 @@
+"""Verifies, times and reports a case. Ours and the peers take turns, so that a noisy machine disturbs all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from bench.cases import CASES, Case, differentiable
+from vista_ext.testing import assert_as_good_as
+
+MAX_ROUNDS = 25
+MAX_SECONDS = 3.0  # of a case's rounds, unless MIN_ROUNDS take longer
+MIN_ROUNDS = 5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="a smoke run: the small cases only, few rounds")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each bench file names its ops in OPS; its `case` argument runs over their cases."""
+    if "case" in metafunc.fixturenames:
+        quick = metafunc.config.getoption("--quick")
+        chosen = [case for case in CASES if case.op in metafunc.module.OPS and case.quick == quick]
+        metafunc.parametrize("case", chosen, ids=[f"{case.op}-{case.id}" for case in chosen])
+
+
+@pytest.fixture
+def compare(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Callable[[Case], None]]:
+    """A function that runs one case and leaves its numbers in the benchmark's `extra_info`."""
+    threads = torch.get_num_threads()
+    yield lambda case: _compare(case, benchmark, request.config)
+    torch.set_num_threads(threads)
+
+
+def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
+    torch.set_num_threads(case.threads or torch.get_num_threads())
+    threads = torch.get_num_threads()
+    torch._dynamo.reset()  # compiled code of other cases would count towards the limit of recompilations
+    problem = case.make("cpu")
+
+    # Compiled code carries its number of threads; naming it here makes it part of the compile cache's key.
+    with torch._inductor.config.patch({"cpp.threads": threads}):
+        compiled = torch.compile(problem.composition, dynamic=False, fullgraph=True)
+        functions = {"ours": problem.ours, "eager": problem.composition, "compile": compiled}
+        runs = {name: _runner(case, problem.inputs, functions[name]) for name in ("ours", *case.peers)}
+        exact, reference = problem.exact(), problem.reference()
+        for name, run in runs.items():
+            try:
+                assert_as_good_as(problem.values(run()), exact, reference)
+            except AssertionError as error:
+                raise AssertionError(f"{name} is wrong, nothing was timed: {error}") from error
+    del exact, reference
+
+    ours = runs.pop("ours")
+    best = dict.fromkeys(runs, float("inf"))
+
+    def time_peers() -> None:
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    time_peers()
+    ours()
+    rounds = int(MAX_SECONDS / (time.perf_counter() - begin))
+    rounds = 2 if config.getoption("--quick") else min(MAX_ROUNDS, max(MIN_ROUNDS, rounds))
+    benchmark.group = case.op
+    benchmark.pedantic(ours, setup=time_peers, rounds=rounds)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    mine = benchmark.stats.stats.min
+    benchmark.extra_info.update(
+        op=case.op,
+        case=case.id,
+        threads=threads,
+        bytes=case.bytes,
+        flops=case.flops,
+        bytes_per_s=case.bytes / mine,
+        flop_per_s=case.flops / mine,
+        ours_ms=1e3 * mine,
+        **{f"{name}_ms": 1e3 * seconds for name, seconds in best.items()},
+        **{f"ratio_to_{name}": seconds / mine for name, seconds in best.items()},
+    )
+
+
+def _runner(case: Case, inputs: tuple[torch.Tensor, ...], function: Callable[..., Any]) -> Callable[[], Any]:
+    if inputs:
+        return lambda: differentiable(function, inputs, case.backward)
+    return function
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    rows = [bench.extra_info for bench in session.benchmarks if bench.extra_info] if session else []
+    if not rows:
+        return
+    terminalreporter.section("ours against its peers: best of the rounds; a ratio above 1 means ours is faster")
+    line = "{:<18} {:<34} {:>2} {:>9} {:>9} {:>9} {:>8} {:>8} {:>7} {:>7}".format
+    peers = ("eager", "compile")
+    heads = "op", "case", "t", "ours ms", "eager ms", "comp. ms", "/eager", "/compile", "GB/s", "GFLOP/s"
+    terminalreporter.write_line(line(*heads))
+    for row in rows:
+        times = [row.get(f"{name}_ms") for name in ("ours", *peers)]
+        ratios = [row.get(f"ratio_to_{name}") for name in peers]
+        numbers = [f"{x:.2f}" if x is not None else "-" for x in (*times, *ratios)]
+        rates = [f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['flop_per_s'] / 1e9:.0f}"]
+        terminalreporter.write_line(line(row["op"], row["case"], row["threads"], *numbers, *rates))

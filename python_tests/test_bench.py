@@ -1,0 +1,27 @@
+"""The smoke run of the benchmarks: it verifies every op against its reference and records what a report needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_smoke_run(tmp_path):
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pytest", "bench/", "--quick", "-q", f"--benchmark-json={report}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [bench["extra_info"] for bench in json.loads(report.read_text())["benchmarks"]]
+    assert {row["op"] for row in rows} == {"qla", "jagged_cross_attn", "cache_gather", "quantize_rows"}
+    for row in rows:
+        for key in ("threads", "bytes", "flops", "bytes_per_s", "flop_per_s", "ours_ms"):
+            assert row[key] > 0, f"{row['case']}: {key}"
+        for peer in ("eager", "compile"):
+            assert row[f"{peer}_ms"] > 0
+            assert row[f"ratio_to_{peer}"] == pytest.approx(row[f"{peer}_ms"] / row["ours_ms"])
+    assert "ours against its peers" in done.stdout
