@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vista_ext import _C
+from vista_ext.ops.cache_rows import Scheme
 
 OnMiss = Literal["raise", "flag"]
 OnVersionMismatch = Literal["raise", "miss", "accept"]
@@ -62,7 +63,7 @@ class StoreSpec:
         ValueError: naming the argument, what was expected and what was found.
     """
 
-    scheme: str
+    scheme: Scheme
     tokens: int
     dim: int
     group: int | None = None
