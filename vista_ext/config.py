@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     """
     omegaconf = require("omegaconf", extra="run")
     for override in overrides:
-        if "=" not in override or override.startswith("="):
+        if not re.match(r"[A-Za-z_]\w*(\.\w+)*=", override):
             raise ConfigError(f"override must look like key=value, found {override!r}")
     merged = omegaconf.OmegaConf.structured(RunConfig)
     where = "overrides"

@@ -47,8 +47,11 @@ def train(config: RunConfig, dataset: EventDataset, *, device: torch.device | st
 
     Raises:
         CheckpointError: if the folder holds a checkpoint that is damaged or of another configuration.
-        DataError: if there is nothing to train on.
+        ValueError: if there is nothing to train on.
+        FloatingPointError: if the loss is not finite.
     """
+    if not dataset.split_size("train"):
+        raise ValueError(f"{dataset.path}: the train split is empty, expected samples to train on")
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = Path(config.folder)
@@ -115,7 +118,7 @@ def _train_epoch(
     for batch in _shuffled(config, dataset, position):
         loss, parts = loss_of(model, batch.to(device), choice.main_task_weight)
         if not bool(loss.isfinite()):
-            raise FloatingPointError(f"step {position.step}: the loss is {float(loss)}; checkpoints hold earlier steps")
+            raise FloatingPointError(f"step {position.step}: the loss is {loss.item()}; checkpoints hold earlier steps")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

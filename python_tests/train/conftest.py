@@ -1,0 +1,24 @@
+import pytest
+
+from vista_ext.config import load_config
+from vista_ext.data.synthetic import make_synthetic
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    make_synthetic(folder, users=60, items=50, events_per_user=80, recent=20, clusters=5, liked=1)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data, tmp_path):
+    def config(*overrides, folder="run"):
+        basics = [
+            f"data.path={tiny_data}", f"folder={tmp_path / folder}", "data.max_history=80", "threads=1",
+            "train.requests_per_batch=32", "train.epochs=2", "train.log_steps=1", "train.checkpoint_steps=5",
+            "model.options.dropout=0.1", "train.learning_rate=3e-3",
+        ]  # fmt: skip
+        return load_config(None, [*basics, *overrides])
+
+    return config
