@@ -142,7 +142,8 @@ class Environment:
                 return result
             except self._lmdb.MapFullError:
                 with self._lock, self._errors():
-                    self._env.set_mapsize(2 * self._env.info()["map_size"])
+                    if self._env.reader_check() == 0:  # no killed reader holds pages that could be had instead
+                        self._env.set_mapsize(2 * self._env.info()["map_size"])
 
     def copy(self, folder: Path) -> None:
         with self._lock:
@@ -176,7 +177,7 @@ class Environment:
             yield
         except self._lmdb.MapFullError:
             raise
-        except self._lmdb.Error as error:
+        except (self._lmdb.Error, OSError) as error:
             raise StoreError(f"store {self.path}: {error}") from error
 
     def _size(self) -> int:

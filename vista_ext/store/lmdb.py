@@ -37,9 +37,9 @@ _NEWEST = b"\xff" * 8
 class LmdbStore(SummaryStore):
     """Summaries in an LMDB environment. Made by `create` or `open`.
 
-    A store object may be shared between threads, not with a forked process, and a process may open an environment only
-    once. Long calls are cut into transactions of about 1024 records or 32 MB: each is atomic, the call is not. A failed
-    write leaves whole transactions behind.
+    A store object may be shared between threads, which take turns, not with a forked process, and a process may open an
+    environment only once. Long calls are cut into transactions of at most 1024 records or 32 MB: each is atomic, the
+    call is not. A failed write leaves whole transactions behind.
     """
 
     def __init__(self, environment: Environment, spec: StoreSpec) -> None:
