@@ -146,7 +146,7 @@ def _cross_attn(
                 outs.append(cross_attn_by_mask(query, k[at], v[at], *ends, **named))
             return torch.cat(outs)
 
-        peer = peers.cross_attn(groups, None if users == groups else kv_index)
+        peer = peers.cross_attn(groups, users, None if users == groups else kv_index)
         return _float_problem(inputs, backward, ours, peer, reference)
 
     q_like, kv_like = (4 if own else 2), 2  # tensors of the queries' and of the keys' size
@@ -271,6 +271,7 @@ def _scatter(users: int, slots: int, **options: Any) -> Case:
 
 
 def _cases() -> list[Case]:
+    # Compiling the peers takes most of a run's time: a case must earn its place.
     fp32, bf16 = torch.float32, torch.bfloat16
     # Jagged histories of mean 3,531 with 16 candidates each.
     jagged = [2512, 3976, 2211, 5863, 3041, 2709, 4577, 3359]

@@ -13,7 +13,7 @@ from bench.cases import CASES, Case, differentiable
 from vista_ext.testing import assert_as_good_as
 
 MAX_ROUNDS = 25
-MAX_SECONDS = 3.0  # of a case's rounds, unless MIN_ROUNDS take longer
+MAX_SECONDS = 2.0  # of a case's rounds, unless MIN_ROUNDS take longer
 MIN_ROUNDS = 5
 
 

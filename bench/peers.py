@@ -41,14 +41,13 @@ def qla(lengths: Sequence[int], targets: int, *, activate_once: bool) -> Callabl
     return run
 
 
-def cross_attn(groups: int, kv_index: Tensor | None) -> Callable[..., Tensor]:
+def cross_attn(groups: int, sequences: int, kv_index: Tensor | None) -> Callable[..., Tensor]:
     """Equal groups as a batch: SDPA, or with own items one softmax over the sequence's scores and the own score."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, self_k: Tensor | None = None, self_v: Tensor | None = None) -> Tensor:
         def heads_first(x: Tensor, batch: int) -> Tensor:
             return x.view(batch, -1, *x.shape[1:]).transpose(1, 2)
 
-        sequences = groups if kv_index is None else int(kv_index.max()) + 1
         query, keys, values = heads_first(q, groups), heads_first(k, sequences), heads_first(v, sequences)
         if kv_index is not None:
             keys, values = keys[kv_index], values[kv_index]
