@@ -24,11 +24,13 @@ class DataConfig:
         path: folder of an event data set.
         max_history: newest events of a history that training and evaluation read.
         request_window: seconds within which a user's candidates share one history.
+        floor_item_prior: strength of the prior in the floors' item means (`vista_ext.data.floors`).
     """
 
     path: str = ""
     max_history: int = 512
     request_window: int = 0
+    floor_item_prior: float = 20.0
 
 
 @dataclass
@@ -132,7 +134,7 @@ _POSITIVE = (
     "train.patience", "train.checkpoint_steps", "train.log_steps", "store.users_per_batch",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "threads", "data.request_window", "train.weight_decay", "train.table_weight_decay",
+    "seed", "threads", "data.request_window", "data.floor_item_prior", "train.weight_decay", "train.table_weight_decay",
     "train.main_task_weight", "store.group", "store.max_history",
 )  # fmt: skip
 

@@ -49,7 +49,7 @@ def run_demo(folder: Path, *, users: int, epochs: int, seed: int) -> None:
     truth = make_synthetic(folder / "data", users=users, seed=seed)
     dataset = EventDataset(folder / "data")
     base = _config(folder, seed, epochs)
-    rows = floor_rows(dataset, "test")
+    rows = floor_rows(dataset, "test", base.data.floor_item_prior)
     for name, (label, passes, history) in BASELINES.items():
         rows.append([label, *cells(_baseline(base, dataset, name, passes, history))])
 

@@ -25,11 +25,11 @@ def cells(found: Quality) -> list[float]:
     return [found.auc, found.ne, found.gauc]
 
 
-def floor_rows(dataset: EventDataset, split: str) -> list[list[object]]:
+def floor_rows(dataset: EventDataset, split: str, item_prior: float) -> list[list[object]]:
     """The scores that need no history, of the main task: each item's and user's mean, and the sum of their logits."""
     samples = dataset.samples(split)
     task = dataset.schema.tasks[0]
-    found = floors(dataset, task, test_split=split)
+    found = floors(dataset, task, test_split=split, item_prior=item_prior)
     return [
         [f"floor: {name}", *cells(quality(Predictions(logits[:, None], samples.labels[:, :1], samples.users)))]
         for name, logits in found.items()
@@ -47,7 +47,7 @@ def evaluation(run: Run, split: str, missing: Sequence[int]) -> list[Table]:
     dataset, model, config = run.dataset, run.model, run.config.data
     direct = predict(model, dataset, split, config)
     main, *others = dataset.schema.tasks
-    rows = floor_rows(dataset, split)
+    rows = floor_rows(dataset, split, config.floor_item_prior)
     rows.append([f"{model.encoder.name}, from histories", *cells(quality(direct))])
     store_path = run.split_store_path(split)
     if isinstance(model, Vista) and store_path.exists():

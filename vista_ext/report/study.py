@@ -37,7 +37,8 @@ def study(base: RunConfig, models: Sequence[str], seeds: Sequence[int], split: s
     for config in runs.values():
         check_config(config)
     found = {key: _one(config, dataset, split) for key, config in runs.items()}
-    rows: list[list[object]] = [[name, *map(_four, values)] for name, *values in floor_rows(dataset, split)]
+    floors = floor_rows(dataset, split, base.data.floor_item_prior)
+    rows: list[list[object]] = [[name, *map(_four, values)] for name, *values in floors]
     for name in models:
         by_metric = zip(*(cells(found[name, seed]) for seed in seeds), strict=True)
         rows.append([name, *(_spread(values) for values in by_metric)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def predict_from(
     model.eval()
     logits, labels, users = [], [], []
     wanted = model.config.recent_events
-    batches = read_batches(dataset, split, DataConfig(config.path, max(wanted, 1), config.request_window), requests)
+    batches = read_batches(dataset, split, replace(config, max_history=max(wanted, 1)), requests)
     total = dataset.split_size(split)
     for batch in track(batches, f"scoring {split} from summaries", total, unit="rows", size=lambda b: len(b.users)):
         asking = batch.users[batch.candidates.offsets[:-1]]
