@@ -15,10 +15,10 @@ const CacheRowsKernels& cache_rows_kernels() {
 #endif
 }
 
-void scatter_rows(const ScatterParams& params, int64_t slot_begin, int64_t slot_end) {
-  for (int64_t slot = slot_begin; slot < slot_end; ++slot) {
-    if (params.source[slot] < 0) continue;
-    std::memcpy(params.cache + slot * params.row_bytes, params.rows + params.source[slot] * params.row_bytes,
+void scatter_rows(const ScatterParams& params, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = params.writes[i];
+    std::memcpy(params.cache + params.slots[row] * params.row_bytes, params.rows + row * params.row_bytes,
                 params.row_bytes);
   }
 }

@@ -1,5 +1,7 @@
 #include "vista/cache_rows.h"
 
+#include <algorithm>
+
 #include "attention.h"
 
 namespace vista {
@@ -48,14 +50,18 @@ Tensor quantize_rows_cpu(Tensor x, std::string scheme, std::optional<int64_t> gr
   return rows;
 }
 
+// Rows of this layout; before anything of its size is allocated.
+void check_rows(const char* op, const char* name, const Tensor& rows, const RowLayout& layout) {
+  check_rank(op, name, rows, 2, "[n, row_bytes]");
+  check_cpu(op, name, rows);
+  check_dtype(op, name, rows, ScalarType::Byte);
+  check(rows.size(1) == layout.row_bytes, op, name, " must have row_bytes ", layout.row_bytes, " for ",
+        row_scheme_name(layout.scheme), " of ", layout.tokens, " x ", layout.dim, ", found ", rows.size(1));
+}
+
 // Reads `cache` at `slots` into `out`; the number of slots out of range.
-int64_t gather(const char* op, const char* name, const Tensor& cache, const std::vector<int64_t>& wanted,
-               const RowLayout& layout, IndexPolicy policy, Tensor& out) {
-  check_rank(op, name, cache, 2, "[n, row_bytes]");
-  check_cpu(op, name, cache);
-  check_dtype(op, name, cache, ScalarType::Byte);
-  check(cache.size(1) == layout.row_bytes, op, name, " must have row_bytes ", layout.row_bytes, " for ",
-        row_scheme_name(layout.scheme), " of ", layout.tokens, " x ", layout.dim, ", found ", cache.size(1));
+int64_t gather(const char* op, const Tensor& cache, const std::vector<int64_t>& wanted, const RowLayout& layout,
+               IndexPolicy policy, Tensor& out) {
   std::vector<int64_t> slots = wanted;
   int64_t num_bad = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
@@ -86,11 +92,11 @@ Tensor dequantize_rows_cpu(Tensor rows, int64_t tokens, int64_t dim, std::string
                            ScalarType dtype) {
   const char* op = "dequantize_rows";
   const RowLayout layout = layout_for(op, scheme, tokens, dim, group);
-  check_rank(op, "rows", rows, 2, "[n, row_bytes]");
+  check_rows(op, "rows", rows, layout);
   std::vector<int64_t> all(rows.size(0));
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int64_t>(i);
   Tensor out = new_summaries(op, rows, rows.size(0), layout, dtype);
-  gather(op, "rows", rows, all, layout, IndexPolicy::kRaise, out);
+  gather(op, rows, all, layout, IndexPolicy::kRaise, out);
   return out;
 }
 
@@ -98,9 +104,10 @@ std::tuple<Tensor, Tensor> cache_gather_cpu(Tensor cache, Tensor slots, int64_t 
                                             std::optional<int64_t> group, ScalarType dtype, std::string policy) {
   const char* op = "cache_gather";
   const RowLayout layout = layout_for(op, scheme, tokens, dim, group);
+  check_rows(op, "cache", cache, layout);
   const std::vector<int64_t> wanted = read_indices(op, "slots", slots);
   Tensor out = new_summaries(op, cache, static_cast<int64_t>(wanted.size()), layout, dtype);
-  const int64_t num_bad = gather(op, "cache", cache, wanted, layout, parse_policy(op, policy), out);
+  const int64_t num_bad = gather(op, cache, wanted, layout, parse_policy(op, policy), out);
   return {out, count_tensor(cache, num_bad)};
 }
 
@@ -108,6 +115,7 @@ Tensor cache_gather_out_cpu(Tensor cache, Tensor slots, int64_t tokens, int64_t 
                             std::optional<int64_t> group, std::string policy, Tensor out) {
   const char* op = "cache_gather";
   const RowLayout layout = layout_for(op, scheme, tokens, dim, group);
+  check_rows(op, "cache", cache, layout);
   const std::vector<int64_t> wanted = read_indices(op, "slots", slots);
   check_cpu(op, "out", out);
   check_float_dtype(op, "out", out);
@@ -115,7 +123,7 @@ Tensor cache_gather_out_cpu(Tensor cache, Tensor slots, int64_t tokens, int64_t 
   const int64_t n = static_cast<int64_t>(wanted.size());
   check(out.dim() == 3 && out.size(0) == n && out.size(1) == tokens && out.size(2) == dim, op, "out must have shape [",
         n, ", ", tokens, ", ", dim, "], found ", shape_of(out));
-  return count_tensor(cache, gather(op, "cache", cache, wanted, layout, parse_policy(op, policy), out));
+  return count_tensor(cache, gather(op, cache, wanted, layout, parse_policy(op, policy), out));
 }
 
 Tensor cache_scatter_cpu(Tensor cache, Tensor slots, Tensor rows, std::string policy_name) {
@@ -133,22 +141,28 @@ Tensor cache_scatter_cpu(Tensor cache, Tensor slots, Tensor rows, std::string po
         "), found ", slot_of.size());
 
   const int64_t num_slots = cache.size(0);
-  std::vector<int64_t> source(num_slots, -1);
-  int64_t num_bad = 0;
+  std::vector<int64_t> writes;  // rows that are written, in the order of their slots
+  writes.reserve(slot_of.size());
   for (size_t i = 0; i < slot_of.size(); ++i) {
     if (slot_of[i] >= 0 && slot_of[i] < num_slots) {
-      source[slot_of[i]] = static_cast<int64_t>(i);  // of equal slots the last row stays
+      writes.push_back(static_cast<int64_t>(i));
     } else {
       check(policy != IndexPolicy::kRaise, op, "slots must be in [0, ", num_slots, "), found ", slot_of[i],
             " at index ", i);
-      ++num_bad;
     }
   }
+  const int64_t num_bad = static_cast<int64_t>(slot_of.size() - writes.size());
+  // Of equal slots the last row stays: a later row comes first, and the others of its slot are dropped.
+  std::sort(writes.begin(), writes.end(),
+            [&](int64_t a, int64_t b) { return slot_of[a] != slot_of[b] ? slot_of[a] < slot_of[b] : a > b; });
+  const auto same_slot = [&](int64_t a, int64_t b) { return slot_of[a] == slot_of[b]; };
+  writes.erase(std::unique(writes.begin(), writes.end(), same_slot), writes.end());
 
   const Tensor packed = torch::stable::contiguous(rows);
   const cpu::ScatterParams params{static_cast<uint8_t*>(cache.mutable_data_ptr()),
-                                  static_cast<const uint8_t*>(packed.const_data_ptr()), source.data(), cache.size(1)};
-  torch::stable::parallel_for(0, num_slots, 64,
+                                  static_cast<const uint8_t*>(packed.const_data_ptr()), slot_of.data(), writes.data(),
+                                  cache.size(1)};
+  torch::stable::parallel_for(0, static_cast<int64_t>(writes.size()), 64,
                               [&](int64_t begin, int64_t end) { cpu::scatter_rows(params, begin, end); });
   return count_tensor(cache, num_bad);
 }

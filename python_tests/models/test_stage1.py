@@ -1,5 +1,6 @@
 """The summarizer against its definition, streaming, seeds, determinism."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -21,8 +22,9 @@ def summary_by_definition(summarizer, events, lengths):
     config, exact = summarizer.config, summarizer.double()
     summaries = []
     for rows in events.double().split(lengths):
+        seeds = exact.seeds + exact.lengths.weight[int(math.log2(len(rows) + 1))]
         at_front = config.seeds == "source"
-        x = torch.cat([exact.seeds, rows] if at_front else [rows, exact.seeds])
+        x = torch.cat([seeds, rows] if at_front else [rows, seeds])
         targets = torch.tensor([0 if at_front else config.num_seeds])
         for layer in exact.layers:
             y = layer.norm(x)
@@ -45,6 +47,7 @@ def test_summarizer_is_the_definition(seeds, scale, layers):
     torch.manual_seed(0)
     config = VistaConfig(seeds=seeds, scale=scale, summary_layers=layers, activation="shifted_elu")
     summarizer = Summarizer(config)
+    torch.nn.init.normal_(summarizer.lengths.weight)
     events = torch.randn(sum(LENGTHS), config.dim)
     offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
     ours = summarizer(events, offsets, 300)

@@ -1,5 +1,7 @@
 """Whatever is thrown at an op, it answers with a result of the right shape or with an error that names an argument."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,16 +20,11 @@ def rows(heads=2, dim=16, count=ROWS, dtype=torch.float32):
 
 
 def monotone(offsets, limit):
-    return (
-        len(offsets) >= 1
-        and offsets[0] == 0
-        and all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
-        and offsets[-1] <= limit
-    )
+    return len(offsets) >= 1 and offsets[0] == 0 and all(a <= b for a, b in pairwise(offsets)) and offsets[-1] <= limit
 
 
 def longest(offsets):
-    return max((b - a for a, b in zip(offsets, offsets[1:], strict=False)), default=0)
+    return max((b - a for a, b in pairwise(offsets)), default=0)
 
 
 @settings(max_examples=300, deadline=None)
@@ -35,7 +32,7 @@ def longest(offsets):
 def test_qla_offsets_lengths_and_targets(offsets, max_seq_len, targets):
     right = monotone(offsets, ROWS) and longest(offsets) <= max_seq_len
     if targets is not None:
-        lengths = [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        lengths = [b - a for a, b in pairwise(offsets)]
         right = right and len(targets) == len(lengths)
         right = right and all(0 <= t <= n for t, n in zip(targets, lengths, strict=False))
     num_targets = None if targets is None else torch.tensor(targets, dtype=torch.int64)
@@ -69,7 +66,8 @@ def test_cross_attn_offsets_lengths_and_index(q_offsets, kv_offsets, max_q_len, 
 
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
-SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 12, 16, 20, 24, 256, 264]), max_size=4)
+# Small, for a refused size must not cost the memory that it names; heads too wide are an example of their own.
+SHAPES = st.one_of(st.lists(st.sampled_from([0, 1, 2, 12, 16, 20, 24]), max_size=4), st.just([ROWS, 2, 264]))
 
 
 def tensor(dtype, shape):

@@ -63,6 +63,8 @@ class VistaConfig:
         mlp: hidden widths of the head.
         seeds: "source" (seeds and history see each other) or "target" (seeds read the history, which never sees them).
         scale: "mean" divides a state by its number of source rows, "sum" does not.
+        length_buckets: powers of two of a history's length that the seeds are told; 0 leaves it out. "mean" and the
+            norms take the length away, and how much somebody does says something about what they will do.
         activation, state_activation: phi1 and phi2 of QLA.
         dropout: in layers and head.
         reconstruction_weight: of the reconstruction loss; 0 leaves the decoder out.
@@ -82,6 +84,7 @@ class VistaConfig:
     mlp: tuple[int, ...] = (128, 64)
     seeds: str = "source"
     scale: str = "mean"
+    length_buckets: int = 20
     activation: Activation = "silu"
     state_activation: Activation = "silu"
     dropout: float = 0.0
@@ -94,7 +97,7 @@ class VistaConfig:
     def __post_init__(self) -> None:
         names = ("dim", "num_seeds", "heads", "head_dim", "summary_layers", "target_layers", "hidden")
         _at_least(1, {name: getattr(self, name) for name in names})
-        _at_least(0, {"recent_events": self.recent_events})
+        _at_least(0, {"recent_events": self.recent_events, "length_buckets": self.length_buckets})
         _at_least(2, {"reconstruction_window": self.reconstruction_window})
         if self.head_dim % 8 or not 16 <= self.head_dim <= 256:
             raise ValueError(f"head_dim must be a multiple of 8 from 16 to 256, found {self.head_dim}")

@@ -37,6 +37,18 @@ class Summarizer(nn.Module):
             for _ in range(config.summary_layers)
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.lengths = nn.Embedding(config.length_buckets, config.dim) if config.length_buckets else None
+        if self.lengths is not None:
+            nn.init.zeros_(self.lengths.weight)
+
+    def begin(self, seq_offsets: Tensor, dtype: torch.dtype) -> Tensor:
+        """The seed rows `[n, num_seeds, dim]` that enter the first layer: the seeds, told how long the history is."""
+        lengths = seq_offsets.diff()
+        rows = self.seeds.to(dtype).expand(lengths.shape[0], -1, -1)
+        if self.lengths is None:
+            return rows
+        buckets = (lengths + 1).to(torch.float64).log2().long().clamp(max=self.lengths.num_embeddings - 1)
+        return rows + self.lengths(buckets)[:, None].to(dtype)
 
     def forward(self, events: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
         """Summaries of n users.
@@ -92,7 +104,7 @@ class _SeedWalk:
         self.norm = summarizer.norm
         self.users, self.most = seq_offsets.shape[0] - 1, config.num_seeds
         self.as_sources = config.seeds == "source"
-        self.rows = summarizer.seeds.to(dtype).expand(self.users, -1, -1).reshape(-1, config.dim)
+        self.rows = summarizer.begin(seq_offsets, dtype).reshape(-1, config.dim)
         self.offsets = torch.arange(self.users + 1, device=seq_offsets.device) * self.most
         sources = seq_offsets.diff() + (self.most if self.as_sources else 0)
         self.attn_scale = (

@@ -36,9 +36,10 @@ extern const CacheRowsKernels cache_rows_kernels_avx512;
 struct ScatterParams {
   uint8_t* cache;         // [num_slots, row_bytes]
   const uint8_t* rows;    // [n, row_bytes]
-  const int64_t* source;  // [num_slots] row written to that slot, -1 for none
+  const int64_t* slots;   // [n] slot of each row
+  const int64_t* writes;  // the rows to write, no two of one slot
   int64_t row_bytes;
 };
-void scatter_rows(const ScatterParams& params, int64_t slot_begin, int64_t slot_end);
+void scatter_rows(const ScatterParams& params, int64_t begin, int64_t end);  // a range of `writes`
 
 }  // namespace vista::cpu

@@ -17,6 +17,7 @@ enum class RowScheme : int32_t { kInt8 = 0, kInt4 = 1, kFp8E4M3 = 2 };
 
 constexpr int64_t kRowAlignment = 128;
 constexpr int64_t kMinGroup = 32;
+constexpr int64_t kMaxExtent = INT32_MAX;
 
 struct RowLayout {
   RowScheme scheme;
@@ -48,8 +49,11 @@ inline RowScheme parse_row_scheme(const std::string& name) {
 // group <= 0 asks for the default: the whole token for int8 and fp8, 64 for int4 (the token where 64 does not divide
 // it).
 inline RowLayout make_row_layout(RowScheme scheme, int64_t tokens, int64_t dim, int64_t group = 0) {
-  if (tokens < 1) throw std::invalid_argument("tokens must be at least 1, found " + std::to_string(tokens));
-  if (dim < 1) throw std::invalid_argument("dim must be at least 1, found " + std::to_string(dim));
+  // The record's header gives each 32 bits; below that no size of a row overflows.
+  if (tokens < 1 || tokens > kMaxExtent)
+    throw std::invalid_argument("tokens must be from 1 to 2^31 - 1, found " + std::to_string(tokens));
+  if (dim < 1 || dim > kMaxExtent)
+    throw std::invalid_argument("dim must be from 1 to 2^31 - 1, found " + std::to_string(dim));
   if (scheme == RowScheme::kInt4 && dim % 2 != 0)
     throw std::invalid_argument("dim must be even for int4, found " + std::to_string(dim));
   if (group <= 0) group = (scheme == RowScheme::kInt4 && dim % 64 == 0) ? 64 : dim;

@@ -1,0 +1,57 @@
+"""Beyond 2^31 elements: the last rows must come out as they do alone. Inputs are zero pages, which cost no memory."""
+
+import os
+
+import pytest
+import torch
+
+from vista_ext import ops
+
+ROWS, HEADS, DIM = 2**20, 8, 256  # exactly 2^31 elements, and a few rows more
+LAST = 64
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 10 << 30,
+        reason="needs 10 GiB of free memory for one result of 2^31 elements",
+    ),
+]
+
+
+def tensor(seed):
+    x = torch.zeros(ROWS + LAST, HEADS, DIM, dtype=torch.float16)
+    x[ROWS:] = torch.randn(LAST, HEADS, DIM, generator=torch.Generator().manual_seed(seed)).half()
+    return x
+
+
+def test_qla():
+    q, k, v = tensor(0), tensor(1), tensor(2)
+    out = ops.qla(q, k, v, torch.tensor([0, ROWS, ROWS + LAST]), ROWS)
+    alone = ops.qla(q[ROWS:], k[ROWS:], v[ROWS:], torch.tensor([0, LAST]), LAST)
+    assert torch.equal(out[ROWS:], alone) and alone.any()
+    assert not out[:LAST].any() and not out[ROWS - LAST : ROWS].any()
+
+
+def test_jagged_cross_attn():
+    q = tensor(0)
+    k, v = tensor(1)[ROWS:], tensor(2)[ROWS:]
+    offsets = torch.tensor([0, ROWS, ROWS + LAST])
+    index = torch.tensor([1, 0])  # the long group reads an empty sequence
+    out = ops.jagged_cross_attn(q, k, v, offsets, torch.tensor([0, LAST, LAST]), ROWS, LAST, kv_index=index)
+    alone = ops.jagged_cross_attn(q[ROWS:], k, v, torch.tensor([0, LAST]), torch.tensor([0, LAST]), LAST, LAST)
+    assert torch.equal(out[ROWS:], alone) and alone.any()
+    assert not out[ROWS - LAST : ROWS].any()
+
+
+def test_rows():
+    users, tokens = 2**16, 128
+    x = torch.zeros(users + 1, tokens, DIM, dtype=torch.float16)
+    x[users] = torch.randn(tokens, DIM, generator=torch.Generator().manual_seed(0)).half()
+    rows = ops.quantize_rows(x)
+    assert rows.numel() > 2**31
+    assert torch.equal(rows[users:], ops.quantize_rows(x[users:]))
+    back, _ = ops.cache_gather(rows, torch.tensor([users, 0]), tokens, DIM)
+    assert torch.equal(back[:1], ops.dequantize_rows(rows[users:], tokens, DIM)) and not back[1].any()
+    ops.cache_scatter_(rows, torch.tensor([users]), rows[:1].clone())
+    assert not rows[users].any()
