@@ -27,13 +27,13 @@ Device = Annotated[str, typer.Option(help="torch device")]
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's is one line on stderr and exit status 2."""
+    """Run the command; a mistake of the user's is one line on stderr and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         app()
     except (MissingExtraError, ValueError, LookupError, OSError) as error:
-        # The package's own errors are of these kinds and say what was expected; a bug shows with VISTA's traceback
-        # when Python is run with -X dev.
+        # The package's own errors are of these kinds and say what was expected; the traceback of a bug shows
+        # when Python runs with -X dev.
         if sys.flags.dev_mode:
             raise
         sys.exit(f"vista: {error}")
