@@ -28,6 +28,8 @@ def test_from_a_log_to_scores(tmp_path):
     vista("import", "generic", tmp_path / "log.csv", tmp_path / "data", *columns)
     (tmp_path / "run.yaml").write_text("folder: run\ndata: {path: data}\ntrain: {epochs: 1, log_steps: 1}\n")
     vista("train", "run.yaml", "model.options.num_seeds=4", cwd=tmp_path)
+    early = vista("score", "run", "--user", "u3", "--items", "i1", cwd=tmp_path, check=False)
+    assert early.returncode == 1 and early.stderr.startswith("vista: ") and "run/store" in early.stderr
     assert "40 summaries written, 40 in run/store (int8)" in vista("summarize", "run", cwd=tmp_path).stdout
     vista("summarize", "run", "--split", "test", cwd=tmp_path)
     evaluated = vista("evaluate", "run", "--pictures", cwd=tmp_path).stdout

@@ -31,7 +31,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         app()
-    except (MissingExtraError, ValueError, LookupError, OSError) as error:
+    except (ImportError, ValueError, LookupError, OSError, RuntimeError, ArithmeticError) as error:
         # The package's own errors are of these kinds and say what was expected; the traceback of a bug shows
         # when Python runs with -X dev.
         if sys.flags.dev_mode:
