@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,13 +15,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import build_config  # noqa: E402
 
 
-def _tool(module: str, name: str) -> str:
-    """A tool on PATH, or the one a pip package brings (a build environment's scripts are not always on PATH)."""
-    found = shutil.which(name)
-    if found:
-        return found
-    package = __import__(module)
-    return str(Path(getattr(package, f"{name.upper()}_BIN_DIR", getattr(package, "BIN_DIR", ""))) / name)
+def _tool(name: str) -> str:
+    found = build_config.find_tool(name)
+    if found is None:
+        raise build_config.BuildConfigError(f"vista: {name} is needed to build, found none: pip install {name}")
+    return found
 
 
 class CMakeBuild(build_ext):
@@ -37,7 +34,7 @@ class CMakeBuild(build_ext):
         build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         args = [
             f"-DCMAKE_INSTALL_PREFIX={package_dir}",
-            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja', 'ninja')}",
+            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DVISTA_VERSION={self.distribution.get_version()}",
@@ -55,9 +52,7 @@ class CMakeBuild(build_ext):
                 f"-DVISTA_CUDA_ARCHS={config.cuda_archs}",
                 f"-DVISTA_CUTLASS_ROOT={config.cutlass_root}",
             ]
-        # pip's isolated builds set these, and a pip-installed cmake script breaks under them.
-        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
-        cmake = _tool("cmake", "cmake")
+        cmake, env = _tool("cmake"), build_config.tool_environment()
         subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", build_dir, *args], check=True, env=env)
         subprocess.run([cmake, "--build", build_dir], check=True, env=env)
         subprocess.run([cmake, "--install", build_dir], check=True, env=env)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -36,10 +35,10 @@ def _has_setuptools() -> bool:
 
 
 def _has_cmake() -> bool:
-    exe = shutil.which("cmake")
+    exe = build_config.find_tool("cmake")
     if exe is None:
         return False
-    out = subprocess.run([exe, "--version"], capture_output=True, text=True).stdout
+    out = subprocess.run([exe, "--version"], capture_output=True, text=True, env=build_config.tool_environment()).stdout
     match = re.search(r"(\d+)\.(\d+)", out)
     return match is not None and (int(match[1]), int(match[2])) >= MIN_CMAKE
 
@@ -53,7 +52,7 @@ def _missing(config_settings: object = None) -> list[str]:
         need.append("setuptools>=70.1")
     if absent("pybind11"):
         need.append("pybind11>=2.12")
-    if shutil.which("ninja") is None and absent("ninja"):
+    if build_config.find_tool("ninja") is None:
         need.append("ninja")
     if not _has_cmake():
         need.append("cmake>=3.24")

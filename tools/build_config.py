@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -85,3 +86,21 @@ def from_environment() -> BuildConfig:
         # A visible GPU is no reason: containers are built without one. The torch that will load the kernels is.
         wanted = nvcc is not None and torch_root is not None and _torch_is_cuda(torch_root)
     return BuildConfig(torch_root, cutlass_root, nvcc, wanted, _archs("VISTA_CUDA_ARCHS"))
+
+
+def find_tool(name: str) -> str | None:
+    """The binary of cmake or ninja: the one that a pip package in reach brings, else the one on PATH.
+
+    The package's script on PATH is no use here: it imports the package, which pip's isolated builds hide from it.
+    """
+    try:
+        package = importlib.import_module(name)
+    except ImportError:
+        return shutil.which(name)
+    binary = Path(getattr(package, f"{name.upper()}_BIN_DIR", getattr(package, "BIN_DIR", ""))) / name
+    return str(binary) if binary.is_file() else shutil.which(name)
+
+
+def tool_environment() -> dict[str, str]:
+    """For running tools: without what pip's isolated builds set, under which another environment's scripts break."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
