@@ -32,9 +32,12 @@ from vista_ext.train.trainer import train
 log = logging.getLogger("vista")
 MARK = "demo.json"  # its presence allows the demo to clear the folder
 
-# DIN's cost is candidates x events, so it reads what such models read in practice, the newest events. Here those say
-# nothing about the labels: the point of the data.
-BASELINES = {"mean": ("mean pooling, whole history", 3, 400), "din": ("DIN, newest 100 events", 2, 100)}
+# (model, label, epochs, events of a history). The newest 50 events say nothing about the labels: the point of the data.
+BASELINES = (
+    ("mean", "mean pooling, whole history", 3, 400),
+    ("din", "DIN, newest 50 events", 2, 50),
+    ("din", "DIN, whole history", 2, 400),
+)
 
 
 def run_demo(folder: Path, *, users: int, epochs: int, seed: int) -> None:
@@ -50,7 +53,8 @@ def run_demo(folder: Path, *, users: int, epochs: int, seed: int) -> None:
     dataset = EventDataset(folder / "data")
     base = _config(folder, seed, epochs)
     rows = floor_rows(dataset, "test", base.data.floor_item_prior)
-    for name, (label, passes, history) in BASELINES.items():
+    for name, label, passes, history in BASELINES:
+        log.info("baseline: %s", label)
         rows.append([label, *cells(_baseline(base, dataset, name, passes, history))])
 
     log.info("VISTA: training both stages")
@@ -109,12 +113,11 @@ def _clear(folder: Path) -> None:
 def _baseline(base: RunConfig, dataset: EventDataset, name: str, passes: int, history: int) -> Quality:
     config = replace(
         base,
-        folder=str(Path(base.folder).with_name(name)),
+        folder=str(Path(base.folder).with_name(f"{name}-{history}")),
         data=replace(base.data, max_history=history),
         model=replace(base.model, name=name),
         train=replace(base.train, epochs=passes),
     )
-    log.info("baseline: %s", BASELINES[name][0])
     return quality(predict(train(config, dataset), dataset, "test", config.data))
 
 

@@ -10,9 +10,9 @@
 
 namespace vista {
 
-inline cpu::DType kernel_dtype(ScalarType dtype) {
-  if (dtype == ScalarType::BFloat16) return cpu::DType::kBFloat16;
-  return dtype == ScalarType::Half ? cpu::DType::kHalf : cpu::DType::kFloat;
+inline DType kernel_dtype(ScalarType dtype) {
+  if (dtype == ScalarType::BFloat16) return DType::kBFloat16;
+  return dtype == ScalarType::Half ? DType::kHalf : DType::kFloat;
 }
 
 inline void check_head_dim(const char* op, const char* name, int64_t dim) {

@@ -17,11 +17,11 @@ using cpu::QlaParams;
 constexpr int64_t kMinChunk = 1024;
 constexpr int64_t kMaxChunks = 64;
 
-cpu::Activation parse_activation(const char* op, const char* name, const std::string& value) {
-  if (value == "silu") return cpu::Activation::kSilu;
-  if (value == "shifted_elu") return cpu::Activation::kShiftedElu;
-  if (value == "relu") return cpu::Activation::kRelu;
-  if (value == "identity") return cpu::Activation::kIdentity;
+Activation parse_activation(const char* op, const char* name, const std::string& value) {
+  if (value == "silu") return Activation::kSilu;
+  if (value == "shifted_elu") return Activation::kShiftedElu;
+  if (value == "relu") return Activation::kRelu;
+  if (value == "identity") return Activation::kIdentity;
   fail(op, name, " must be 'silu', 'shifted_elu', 'relu' or 'identity', found '", value, "'");
 }
 
