@@ -1,7 +1,15 @@
+import os
+
+import hypothesis
 import pytest
 
 from vista_ext.config import load_config
 from vista_ext.data.synthetic import make_synthetic
+
+# CI throws the same inputs each time, so that a change is judged by what it changed; elsewhere they differ by run.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

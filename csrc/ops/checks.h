@@ -107,6 +107,7 @@ inline std::vector<int64_t> read_offsets(const char* op, const char* name, const
                                          const char* max_name, int64_t max_len) {
   std::vector<int64_t> offsets = read_indices(op, name, tensor);
   check(!offsets.empty(), op, name, " must have batch + 1 entries, found none");
+  check(max_len >= 0, op, max_name, " must not be negative, found ", max_len);
   check(offsets.front() == 0, op, name, " must start at 0, found ", offsets.front());
   for (size_t i = 1; i < offsets.size(); ++i) {
     const int64_t length = offsets[i] - offsets[i - 1];
