@@ -17,12 +17,17 @@ ACTIVATIONS = ["silu", "shifted_elu", "relu", "identity"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def make(d, e, dtype=torch.float32, heads=2, seed=0, lengths=LENGTHS):
-    generator = torch.Generator().manual_seed(seed)
+def normal(shape, device, dtype=torch.float32, seed=9):
+    """The same values on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device=device, dtype=dtype)
+
+
+def make(device, d, e, dtype=torch.float32, heads=2, lengths=LENGTHS):
     offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()]) if lengths else torch.zeros(1, dtype=int)
     total = int(offsets[-1]) + PADDING
-    q, k, v = (torch.randn(total, heads, n, generator=generator).to(dtype).requires_grad_() for n in (d, d, e))
-    return q, k, v, offsets
+    shapes = [(total, heads, n) for n in (d, d, e)]
+    q, k, v = (normal(shape, device, dtype, seed).requires_grad_() for seed, shape in enumerate(shapes))
+    return q, k, v, offsets.to(device)
 
 
 def outputs_and_grads(function, q, k, v, grad):
@@ -32,10 +37,10 @@ def outputs_and_grads(function, q, k, v, grad):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("d", "e"), [(16, 16), (24, 64), (64, 64), (40, 256), (256, 16)])
-def test_matches_the_definition(d, e, dtype):
-    q, k, v, offsets = make(d, e, dtype)
-    targets = torch.tensor(TARGETS)
-    grad = torch.randn(v.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+def test_matches_the_definition(device, d, e, dtype):
+    q, k, v, offsets = make(device, d, e, dtype)
+    targets = torch.tensor(TARGETS, device=device)
+    grad = normal(v.shape, device, dtype)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     ours = outputs_and_grads(lambda *a: ops.qla(*a, offsets, 2300, num_targets=targets), q, k, v, grad)
     right = outputs_and_grads(lambda *a: qla_by_state(*a, offsets, num_targets=targets), *exact, grad)
@@ -47,13 +52,13 @@ def test_matches_the_definition(d, e, dtype):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("state_activation", ACTIVATIONS)
-def test_every_activation(activation, state_activation):
-    q, k, v, offsets = make(24, 16)
+def test_every_activation(device, activation, state_activation):
+    q, k, v, offsets = make(device, 24, 16)
     options = {"activation": activation, "state_activation": state_activation}
-    scale = torch.linspace(0.01, 0.1, len(LENGTHS))
-    grad = torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
+    scale = torch.linspace(0.01, 0.1, len(LENGTHS), device=device)
+    grad = normal(v.shape, device)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    targets = torch.tensor(TARGETS, dtype=torch.int32)
+    targets = torch.tensor(TARGETS, dtype=torch.int32, device=device)
 
     def reference(*a):
         return qla_by_state(*a, offsets, num_targets=targets, attn_scale=scale, **options)
@@ -65,34 +70,33 @@ def test_every_activation(activation, state_activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_references_agree(activation):
-    q, k, v, offsets = (x.detach().double() if x.is_floating_point() else x for x in make(16, 24))
-    targets = torch.tensor(TARGETS)
+def test_references_agree(device, activation):
+    q, k, v, offsets = (x.detach().double() if x.is_floating_point() else x for x in make(device, 16, 24))
+    targets = torch.tensor(TARGETS, device=device)
     one = qla_by_state(q, k, v, offsets, num_targets=targets, activation=activation, state_activation="identity")
     other = qla_by_rows(q, k, v, offsets, num_targets=targets, activation=activation)
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_reference_gradients_by_finite_differences():
-    q, k, v, offsets = make(4, 4, lengths=[3, 0, 4])
+def test_reference_gradients_by_finite_differences(device):
+    q, k, v, offsets = make(device, 4, 4, lengths=[3, 0, 4])
     inputs = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
-    targets = torch.tensor([1, 0, 2])
+    targets = torch.tensor([1, 0, 2], device=device)
     assert torch.autograd.gradcheck(lambda *a: qla_by_state(*a, offsets, num_targets=targets), inputs)
 
 
-def test_gradients_by_finite_differences():
+def test_gradients_by_finite_differences(device):
     """Along a random direction, in the kernel itself: float32, so the step is large and the bound its curvature."""
-    q, k, v, offsets = make(16, 24, lengths=[40, 7])
-    targets = torch.tensor([3, 2])
-    generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(v.shape, generator=generator)
+    q, k, v, offsets = make(device, 16, 24, lengths=[40, 7])
+    targets = torch.tensor([3, 2], device=device)
+    weight = normal(v.shape, device)
 
     def loss(*inputs):
         return (ops.qla(*inputs, offsets, 40, num_targets=targets).double() * weight).sum()
 
     grads = torch.autograd.grad(loss(q, k, v), (q, k, v))
     for i, grad in enumerate(grads):
-        direction = torch.randn(grad.shape, generator=generator)
+        direction = normal(grad.shape, device, seed=10 + i)
         inputs = [x.detach() for x in (q, k, v)]
         up, down = list(inputs), list(inputs)
         step = 1e-2
@@ -101,15 +105,15 @@ def test_gradients_by_finite_differences():
         torch.testing.assert_close(numeric, (grad.double() * direction).sum(), rtol=2e-3, atol=2e-3)
 
 
-def test_targets_do_not_leak():
-    q, k, v, offsets = (x.detach() for x in make(16, 16))
-    targets = torch.tensor(TARGETS)
+def test_targets_do_not_leak(device):
+    q, k, v, offsets = (x.detach() for x in make(device, 16, 16))
+    targets = torch.tensor(TARGETS, device=device)
     changed = int(offsets[6]) - 2  # a target of the longest sequence
 
     def run(*inputs):
         inputs = [x.clone().requires_grad_() for x in inputs]
         out = ops.qla(*inputs, offsets, 2300, num_targets=targets)
-        others = torch.arange(len(out)) != changed
+        others = torch.arange(len(out), device=device) != changed
         return out[others], *(g[others] for g in torch.autograd.grad(out[others].sum(), inputs))
 
     before = run(q, k, v)
@@ -119,9 +123,9 @@ def test_targets_do_not_leak():
         assert torch.equal(a, b)
 
 
-def test_bits_do_not_depend_on_batch_or_threads():
-    q, k, v, offsets = (x.detach() for x in make(24, 40))
-    targets = torch.tensor(TARGETS)
+def test_bits_do_not_depend_on_batch_or_threads(device):
+    q, k, v, offsets = (x.detach() for x in make(device, 24, 40))
+    targets = torch.tensor(TARGETS, device=device)
     whole, state = ops.qla(q, k, v, offsets, 2300, num_targets=targets, return_state=True)
     threads = torch.get_num_threads()
     try:
@@ -131,23 +135,23 @@ def test_bits_do_not_depend_on_batch_or_threads():
         torch.set_num_threads(threads)
     for b, (begin, end) in enumerate(pairwise(offsets)):
         rows = slice(int(begin), int(end))
-        alone = torch.tensor([0, int(end - begin)])
+        alone = torch.tensor([0, int(end - begin)], device=device)
         out, own = ops.qla(q[rows], k[rows], v[rows], alone, 2300, num_targets=targets[b : b + 1], return_state=True)
         assert torch.equal(out, whole[rows])
         assert torch.equal(own[0], state[b])
 
 
-def test_state_adds_up_over_chunks():
-    _, k, v, _ = (x.detach() for x in make(16, 24))
+def test_state_adds_up_over_chunks(device):
+    _, k, v, _ = (x.detach() for x in make(device, 16, 24))
     total = len(k)
-    whole = ops.qla_state(k, v, torch.tensor([0, total]), total)
-    parts = ops.qla_state(k, v, torch.tensor([0, 1000, total]), total).sum(0, keepdim=True)
+    whole = ops.qla_state(k, v, torch.tensor([0, total], device=device), total)
+    parts = ops.qla_state(k, v, torch.tensor([0, 1000, total], device=device), total).sum(0, keepdim=True)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-3)
 
 
-def test_halves_compose_to_the_whole():
-    q, k, v, offsets = make(16, 24)
-    targets = torch.tensor(TARGETS)
+def test_halves_compose_to_the_whole(device):
+    q, k, v, offsets = make(device, 16, 24)
+    targets = torch.tensor(TARGETS, device=device)
     whole = ops.qla(q, k, v, offsets, 2300, num_targets=targets)
     state = ops.qla_state(k, v, offsets, 2300, num_targets=targets)
     scale = ops.mean_scale(offsets, targets)
@@ -160,21 +164,21 @@ def test_halves_compose_to_the_whole():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_targets_alone():
-    q, k, v, offsets = (x.detach() for x in make(16, 24))
-    targets = torch.tensor(TARGETS)
+def test_targets_alone(device):
+    q, k, v, offsets = (x.detach() for x in make(device, 16, 24))
+    targets = torch.tensor(TARGETS, device=device)
     whole = ops.qla(q, k, v, offsets, 2300, num_targets=targets)
     state = ops.qla_state(k, v, offsets, 2300, num_targets=targets)
     rows = torch.cat([torch.arange(int(e) - t, int(e)) for e, t in zip(offsets[1:], TARGETS, strict=True)])
-    own = torch.tensor([0, *torch.tensor(TARGETS).cumsum(0).tolist()])
+    own = torch.tensor([0, *torch.tensor(TARGETS).cumsum(0).tolist()], device=device)
     alone = ops.qla_apply(
         q[rows], state, ops.mean_scale(offsets, targets), own, 63, num_targets=targets, self_k=k[rows], self_v=v[rows]
     )
     assert torch.equal(alone, whole[rows])
 
 
-def test_state_carries_a_gradient():
-    q, k, v, offsets = make(16, 24, lengths=[50, 0, 9])
+def test_state_carries_a_gradient(device):
+    q, k, v, offsets = make(device, 16, 24, lengths=[50, 0, 9])
     _, state = ops.qla(q, k, v, offsets, 50, return_state=True)
     weight = torch.randn_like(state)
     through_qla = torch.autograd.grad((state * weight).sum(), (k, v))
@@ -184,8 +188,8 @@ def test_state_carries_a_gradient():
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0], [1]])
-def test_empty_batches_and_histories(lengths):
-    q, k, v, offsets = make(16, 24, lengths=lengths)
+def test_empty_batches_and_histories(device, lengths):
+    q, k, v, offsets = make(device, 16, 24, lengths=lengths)
     out, state = ops.qla(q, k, v, offsets, 1, return_state=True)
     assert out.shape == v.shape and state.shape == (len(lengths), 2, 16, 24)
     assert torch.isfinite(out).all()
@@ -195,18 +199,17 @@ def test_empty_batches_and_histories(lengths):
         assert not state.any()
 
 
-def test_long_history_keeps_precision():
-    generator = torch.Generator().manual_seed(0)
-    k, v = (torch.randn(200_000, 1, 16, generator=generator) for _ in range(2))
-    offsets = torch.tensor([0, len(k)])
+def test_long_history_keeps_precision(device):
+    k, v = (normal((200_000, 1, 16), device, seed=seed) for seed in (0, 1))
+    offsets = torch.tensor([0, len(k)], device=device)
     exact = torch.einsum("nd,ne->de", torch.nn.functional.silu(k[:, 0].double()), v[:, 0].double())
     peer = torch.einsum("nd,ne->de", torch.nn.functional.silu(k[:, 0]), v[:, 0])
     assert rms(ops.qla_state(k, v, offsets, len(k))[0, 0] - exact) <= 2 * rms(peer - exact) + 1e-6 * rms(exact)
 
 
-def opcheck_cases():
-    q, k, v, offsets = make(16, 24, lengths=[5, 0, 9])
-    targets = torch.tensor([2, 0, 3])
+def opcheck_cases(device):
+    q, k, v, offsets = make(device, 16, 24, lengths=[5, 0, 9])
+    targets = torch.tensor([2, 0, 3], device=device)
     scale = ops.mean_scale(offsets, targets)
     out, state = (x.detach() for x in ops.qla(q, k, v, offsets, 9, num_targets=targets, return_state=True))
     state.requires_grad_()
@@ -220,12 +223,12 @@ def opcheck_cases():
     yield "qla_apply_backward", (grad, plain[0], state.detach(), scale, offsets, 9, *plain[1:], targets)
 
 
-@pytest.mark.parametrize(("name", "args"), list(opcheck_cases()), ids=[name for name, _ in opcheck_cases()])
-def test_opcheck(name, args):
-    torch.library.opcheck(getattr(torch.ops.vista, name).default, args)
+def test_opcheck(device):
+    for name, args in opcheck_cases(device):
+        torch.library.opcheck(getattr(torch.ops.vista, name).default, args)
 
 
-def test_compiles_whole_and_once():
+def test_compiles_whole_and_once(device):
     compiles = torch._dynamo.testing.CompileCounter()
 
     @torch.compile(fullgraph=True, backend=compiles, dynamic=True)
@@ -233,58 +236,72 @@ def test_compiles_whole_and_once():
         return ops.qla(q, k, v, offsets, 4096) * 2
 
     for lengths in ([5, 0, 9], [1, 7, 3], [300, 2, 2]):
-        q, k, v, offsets = make(16, 16, lengths=lengths)
+        q, k, v, offsets = make(device, 16, 16, lengths=lengths)
         torch.testing.assert_close(model(q, k, v, offsets), ops.qla(q, k, v, offsets, 4096) * 2)
     assert compiles.frame_count == 1
 
 
-def test_double_backward_is_refused():
-    q, k, v, offsets = make(16, 16, lengths=[5])
+def test_double_backward_is_refused(device):
+    q, k, v, offsets = make(device, 16, 16, lengths=[5])
     (grad,) = torch.autograd.grad(ops.qla(q, k, v, offsets, 5).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="not differentiable"):
         grad.sum().backward()
 
 
+def good_input():
+    q, k, v, offsets = (x.detach() for x in make("cpu", 16, 24, lengths=[5, 9]))
+    return {"q": q, "k": k, "v": v, "seq_offsets": offsets, "max_seq_len": 9}
+
+
 def bad_inputs():
-    q, k, v, offsets = (x.detach() for x in make(16, 24, lengths=[5, 9]))
-    good = {"q": q, "k": k, "v": v, "seq_offsets": offsets, "max_seq_len": 9}
-    yield {**good, "q": q.double()}, "q must be float32, bfloat16 or float16, found float64"
-    yield {**good, "k": k.half()}, r"k must have the dtype of q \(float32\), found float16"
-    yield {**good, "k": k[:, :1]}, r"k must have shape \[17, 2, 16\]"
-    yield {**good, "q": q[0]}, r"q must have shape \[total, heads, head_dim\], found \[2, 16\]"
-    yield {**good, "q": q[..., :10], "k": k[..., :10]}, "q's head dim must be a multiple of 8 from 16 to 256, found 10"
-    yield {**good, "seq_offsets": torch.tensor([0, 9, 5])}, "seq_offsets must not decrease, found 9 then 5 at index 2"
-    yield {**good, "seq_offsets": torch.tensor([1, 5])}, "seq_offsets must start at 0, found 1"
-    yield (
-        {**good, "seq_offsets": torch.tensor([0, 5, 99]), "max_seq_len": 99},
-        r"within the packed rows \(17\), found 99",
-    )
-    yield {**good, "seq_offsets": offsets.float()}, "seq_offsets must be int64 or int32, found float32"
-    yield {**good, "seq_offsets": torch.tensor([], dtype=torch.int64)}, r"batch \+ 1 entries, found none"
-    yield {**good, "max_seq_len": 8}, "max_seq_len must be at least the longest sequence, found 8 for sequence 1"
-    yield {**good, "num_targets": torch.tensor([1])}, r"one entry per sequence \(2\), found 1"
-    yield {**good, "num_targets": torch.tensor([0, 10])}, r"sequence's length \(9\), found 10 for sequence 1"
-    yield {**good, "num_targets": torch.tensor([-1, 0])}, "found -1 for sequence 0"
-    yield {**good, "attn_scale": torch.ones(3)}, r"attn_scale must have one entry per sequence \(2\), found 3"
-    yield {**good, "attn_scale": torch.ones(2).double()}, "attn_scale must be float32, found float64"
-    yield {**good, "activation": "gelu"}, "activation must be 'silu', .* found 'gelu'"
-    yield {**good, "state_activation": ""}, "state_activation must be .* found ''"
+    good = good_input()
+    q, k, offsets = good["q"], good["k"], good["seq_offsets"]
+    yield {"q": q.double()}, "q must be float32, bfloat16 or float16, found float64"
+    yield {"k": k.half()}, r"k must have the dtype of q \(float32\), found float16"
+    yield {"k": k[:, :1]}, r"k must have shape \[17, 2, 16\]"
+    yield {"q": q[0]}, r"q must have shape \[total, heads, head_dim\], found \[2, 16\]"
+    yield {"q": q[..., :10], "k": k[..., :10]}, "q's head dim must be a multiple of 8 from 16 to 256, found 10"
+    yield {"seq_offsets": offsets.float()}, "seq_offsets must be int64 or int32, found float32"
+    yield {"seq_offsets": torch.tensor([], dtype=torch.int64)}, r"batch \+ 1 entries, found none"
+    yield {"max_seq_len": -1}, "max_seq_len must not be negative, found -1"
+    yield {"num_targets": torch.tensor([1])}, r"one entry per sequence \(2\), found 1"
+    yield {"attn_scale": torch.ones(3)}, r"attn_scale must have one entry per sequence \(2\), found 3"
+    yield {"attn_scale": torch.ones(2).double()}, "attn_scale must be float32, found float64"
+    yield {"activation": "gelu"}, "activation must be 'silu', .* found 'gelu'"
+    yield {"state_activation": ""}, "state_activation must be .* found ''"
 
 
 @pytest.mark.parametrize(("arguments", "message"), list(bad_inputs()), ids=[m[:40] for _, m in bad_inputs()])
-def test_bad_input_is_named(arguments, message):
+def test_bad_input_is_named(device, arguments, message):
+    arguments = {**good_input(), **arguments}
     with pytest.raises(RuntimeError, match=message):
-        ops.qla(**arguments)
+        ops.qla(**{name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()})
 
 
-def test_scale_gradient_is_refused():
-    q, k, v, offsets = make(16, 16, lengths=[5])
+def bad_contents():
+    yield {"seq_offsets": torch.tensor([0, 9, 5])}, "seq_offsets must not decrease, found 9 then 5 at index 2"
+    yield {"seq_offsets": torch.tensor([1, 5])}, "seq_offsets must start at 0, found 1"
+    yield {"seq_offsets": torch.tensor([0, 5, 99]), "max_seq_len": 99}, r"within the packed rows \(17\), found 99"
+    yield {"max_seq_len": 8}, "max_seq_len must be at least the longest sequence, found 8 for sequence 1"
+    yield {"num_targets": torch.tensor([0, 10])}, r"sequence's length \(9\), found 10 for sequence 1"
+    yield {"num_targets": torch.tensor([-1, 0])}, "found -1 for sequence 0"
+
+
+@pytest.mark.parametrize(("arguments", "message"), list(bad_contents()), ids=[m[:40] for _, m in bad_contents()])
+def test_bad_contents_are_named(arguments, message):
+    """On the CPU; on a GPU the contents are checked where they lie (test_device_asserts.py)."""
+    with pytest.raises(RuntimeError, match=message):
+        ops.qla(**{**good_input(), **arguments})
+
+
+def test_scale_gradient_is_refused(device):
+    q, k, v, offsets = make(device, 16, 16, lengths=[5])
     with pytest.raises(RuntimeError, match="attn_scale must not require a gradient"):
-        ops.qla(q, k, v, offsets, 5, attn_scale=torch.ones(1, requires_grad=True))
+        ops.qla(q, k, v, offsets, 5, attn_scale=torch.ones(1, device=device, requires_grad=True))
 
 
-def test_own_term_arguments_come_together():
-    q, k, v, offsets = (x.detach() for x in make(16, 16, lengths=[5]))
+def test_own_term_arguments_come_together(device):
+    q, k, v, offsets = (x.detach() for x in make(device, 16, 16, lengths=[5]))
     state = ops.qla_state(k, v, offsets, 5)
     with pytest.raises(RuntimeError, match="given together"):
         ops.qla_apply(q, state, ops.mean_scale(offsets), offsets, 5, self_k=k, self_v=v)
