@@ -26,12 +26,11 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float widen(__half x) { return __half2float(x); }
 
-// A NaN becomes the one that the CPU kernels write.
 template <typename T>
 __device__ inline T narrow(float x) {
-  if constexpr (std::is_same_v<T, float>) return x == x ? x : __uint_as_float(0x7fc00000);
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) return x == x ? __float2bfloat16_rn(x) : __ushort_as_bfloat16(0x7fc0);
-  if constexpr (std::is_same_v<T, __half>) return x == x ? __float2half_rn(x) : __ushort_as_half(kNanHalf);
+  if constexpr (std::is_same_v<T, float>) return x;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16_rn(x);
+  if constexpr (std::is_same_v<T, __half>) return __float2half_rn(x);
 }
 
 template <typename T>
@@ -48,20 +47,32 @@ __device__ inline void load_vector(const T* from, float (&x)[kVectorValues<T>]) 
   }
 }
 
-template <typename T>
-__device__ inline void store_vector(T* to, const float (&x)[kVectorValues<T>]) {
-  uint32_t words[4];
+// kValues: a vector or one. Where `lost`, x are NaNs: stored is the one that the CPU kernels write.
+template <typename T, int kValues>
+__device__ inline void store_values(T* to, const float (&x)[kValues], bool lost) {
+  constexpr uint32_t kNan = sizeof(T) == 4 ? 0x7fc00000 : std::is_same_v<T, __half> ? 0x7e007e00 : 0x7fc07fc0;
+  if constexpr (kValues == 1 && sizeof(T) == 4) {
+    *to = lost ? __uint_as_float(kNan) : x[0];
+  } else if constexpr (kValues == 1) {
+    const T value = narrow<T>(x[0]);
+    *reinterpret_cast<uint16_t*>(to) = lost ? kNan & 0xffff : *reinterpret_cast<const uint16_t*>(&value);
+  } else {
+    uint32_t words[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, float>) words[i] = __float_as_uint(narrow<T>(x[i]));
-    if constexpr (std::is_same_v<T, __nv_bfloat16>)
-      words[i] = __bfloat16_as_ushort(narrow<T>(x[2 * i])) |
-                 static_cast<uint32_t>(__bfloat16_as_ushort(narrow<T>(x[2 * i + 1]))) << 16;
-    if constexpr (std::is_same_v<T, __half>)
-      words[i] = __half_as_ushort(narrow<T>(x[2 * i])) |
-                 static_cast<uint32_t>(__half_as_ushort(narrow<T>(x[2 * i + 1]))) << 16;
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        words[i] = __float_as_uint(x[i]);
+      } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+        words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      } else {
+        const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
+        words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+      }
+      if (lost) words[i] = kNan;
+    }
+    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
   }
-  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 // kBytes of codes, a power of two up to 8, at an address aligned to them.
@@ -102,8 +113,11 @@ __device__ inline int64_t load_index(const Indices& indices, int64_t i) {
 
 __device__ inline void count_bad(int64_t* num_bad) { atomicAdd(reinterpret_cast<unsigned long long*>(num_bad), 1ull); }
 
-// Tiles beyond a grid's limit are reached by its stride.
-inline unsigned grid_for(int64_t tiles) { return static_cast<unsigned>(std::min<int64_t>(tiles, INT32_MAX)); }
+// blockIdx.x: tile of a user or a row; blockIdx.y: the user, the rest of them by the grid's stride.
+inline dim3 grid_for(int64_t tiles, int64_t users) {
+  if (tiles > INT32_MAX) throw std::invalid_argument("built for rows of up to 2^31 - 1 tiles, found a longer one");
+  return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(std::min<int64_t>(users, 65535)));
+}
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "vista/row_layout.h"
 
@@ -14,71 +15,75 @@ template <RowScheme kScheme>
 constexpr int kValuesPerByte = kScheme == RowScheme::kInt4 ? 2 : 1;
 
 constexpr float kMaxHalf = 65504.f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr uint16_t kNanHalf = 0x7e00;
-constexpr uint32_t kInfinityBits = 0x7f800000;
 
-// Floats as integers of the same order, so that extremes are integer ones and a NaN lies beyond the infinities.
-__device__ inline int32_t ordered(float x) {
-  const int32_t bits = __float_as_int(x);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
+// fminf and fmaxf drop a NaN; these keep it.
+__device__ inline float min_or_nan(float a, float b) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
 }
-__device__ inline float from_ordered(int32_t key) { return __int_as_float(key ^ ((key >> 31) & 0x7fffffff)); }
+__device__ inline float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
 
 // What the codes of a group depend on. int8 and fp8 are symmetric: `high` alone, of magnitudes.
 template <RowScheme kScheme>
 struct Extremes {
-  int32_t low = INT32_MAX, high = INT32_MIN;
+  static constexpr bool kBothEnds = kScheme == RowScheme::kInt4;
+  float low = kInfinity, high = kBothEnds ? -kInfinity : 0.f;
 
   __device__ void add(float x) {
-    if constexpr (kScheme == RowScheme::kInt4) {
-      const int32_t key = ordered(x);
-      low = min(low, key);
-      high = max(high, key);
-    } else {
-      high = max(high, __float_as_int(x) & 0x7fffffff);
-    }
+    high = max_or_nan(high, kBothEnds ? x : fabsf(x));
+    if constexpr (kBothEnds) low = min_or_nan(low, x);
   }
 
   // With the lane `step` away, a power of two; all of the warp take part.
   __device__ void exchange(int step) {
-    high = max(high, __shfl_xor_sync(0xffffffff, high, step));
-    if constexpr (kScheme == RowScheme::kInt4) low = min(low, __shfl_xor_sync(0xffffffff, low, step));
+    high = max_or_nan(high, __shfl_xor_sync(0xffffffff, high, step));
+    if constexpr (kBothEnds) low = min_or_nan(low, __shfl_xor_sync(0xffffffff, low, step));
   }
 };
 
 // How a group is coded, and what its row says of it.
 template <RowScheme kScheme>
 struct GroupCode {
-  float unit;     // the scale as stored
+  float unit;     // the scale as stored; 0 where every code is zero
   float inverse;  // 1 / unit, rounded
   float shift;    // the bias as stored
-  uint32_t keep;  // all ones, or zero where every code is zero
   uint16_t scale_bits, bias_bits;
 
+  GroupCode() = default;
   __device__ explicit GroupCode(const Extremes<kScheme>& extremes) {
     constexpr float kSteps = kScheme == RowScheme::kInt8 ? 127.f : kScheme == RowScheme::kInt4 ? 15.f : 448.f;
-    float span;
-    bool usable;
+    float span = extremes.high;
+    bool usable = span < kInfinity;  // false for NaN
     bias_bits = 0;
     if constexpr (kScheme == RowScheme::kInt4) {
       // + 0: a zero has no sign here, whichever of the group's zeros came first.
-      const float low = __fadd_rn(from_ordered(extremes.low), 0.f), high = __fadd_rn(from_ordered(extremes.high), 0.f);
-      usable = fabsf(low) <= kMaxHalf && fabsf(high) <= kMaxHalf;  // false for NaN
+      const float low = __fadd_rn(extremes.low, 0.f), high = __fadd_rn(extremes.high, 0.f);
+      usable = fabsf(low) <= kMaxHalf && fabsf(high) <= kMaxHalf;
       span = __fsub_rn(high, low);
       if (usable) bias_bits = __half_as_ushort(__float2half_rn(low));
-    } else {
-      usable = static_cast<uint32_t>(extremes.high) < kInfinityBits;
-      span = __int_as_float(extremes.high);
     }
     const float scale = __fdiv_rn(span, kSteps);
     usable = usable && scale <= kMaxHalf;
     scale_bits = usable ? __half_as_ushort(__float2half_rn(scale)) : kNanHalf;
     shift = __half2float(__ushort_as_half(bias_bits));
-    // A group that is not coded divides by one: nothing to trap on, and `keep` drops the codes.
-    const bool coded = usable && scale_bits != 0;
-    keep = coded ? 0xffffffff : 0;
-    unit = coded ? __half2float(__ushort_as_half(scale_bits)) : 1.f;
+    unit = usable ? __half2float(__ushort_as_half(scale_bits)) : 0.f;
     inverse = __frcp_rn(unit);
+  }
+
+  // What `encode` needs of the code that another lane has.
+  __device__ GroupCode from_lane(int lane) const {
+    GroupCode code;
+    code.unit = __shfl_sync(0xffffffff, unit, lane);
+    code.inverse = __shfl_sync(0xffffffff, inverse, lane);
+    if constexpr (kScheme == RowScheme::kInt4) code.shift = __shfl_sync(0xffffffff, shift, lane);
+    return code;
   }
 
   // value / unit, rounded once. `unit` has 11 bits, so the remainder of the first quotient is exact, and no quotient of
@@ -89,7 +94,7 @@ struct GroupCode {
     return __fmaf_rn(__fmaf_rn(-quotient, unit, value), inverse, quotient);
   }
 
-  // The code in the low bits (4 or 8), anything above.
+  // The code in the low bits (int4: 4, int8: 8, fp8: 7, its magnitude), anything above.
   __device__ uint32_t encode(float x) const {
     constexpr float kToInteger = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
     if constexpr (kScheme == RowScheme::kInt8) {
@@ -99,10 +104,9 @@ struct GroupCode {
     } else {
       const float magnitude = fminf(divide(fabsf(x)), 448.f);
       const uint32_t bits = __float_as_uint(magnitude);
-      const uint32_t normal = ((bits + 0x7ffff + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3);
-      const uint32_t subnormal = __float_as_uint(__fadd_rn(__fmul_rn(magnitude, 512.f), kToInteger));  // 2^-9 steps
-      const uint32_t sign = (__float_as_uint(x) >> 24) & 0x80;
-      return sign | ((magnitude < 0.015625f ? subnormal : normal) & 0x7f);
+      const uint32_t normal = (bits + 0x7ffff + ((bits >> 20) & 1) - ((127 - 7) << 23)) >> 20;
+      const uint32_t subnormal = __float_as_uint(__fadd_rn(magnitude, kToInteger / 512.f));  // 2^-9 steps
+      return magnitude < 0.015625f ? subnormal : normal;
     }
   }
 
@@ -110,10 +114,14 @@ struct GroupCode {
   template <int kCount>
   __device__ uint32_t encode_word(const float* x) const {
     constexpr int kBits = 8 / kValuesPerByte<kScheme>;
-    uint32_t word = 0;
+    uint32_t word = 0, signs = 0;
 #pragma unroll
-    for (int i = kCount - 1; i >= 0; --i) word = word << kBits | (encode(x[i]) & ((1 << kBits) - 1));
-    return word & keep;
+    for (int i = kCount - 1; i >= 0; --i) {
+      word = word << kBits | (encode(x[i]) & ((1 << kBits) - 1));
+      if constexpr (kScheme == RowScheme::kFp8E4M3) signs = signs << 8 | __float_as_uint(x[i]) >> 24;
+    }
+    if constexpr (kScheme == RowScheme::kFp8E4M3) word = (word & 0x7f7f7f7f) | (signs & 0x80808080);
+    return unit > 0.f ? word : 0;
   }
 };
 

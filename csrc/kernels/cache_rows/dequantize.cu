@@ -14,9 +14,9 @@ struct DequantizeArgs {
   BadSlots bad_slots;
   int64_t users, num_slots;
   int64_t scales_offset, biases_offset, row_bytes;
-  int64_t vectors, group_vectors;      // of a user, of a group
-  int64_t stride_groups, stride_rest;  // kThreads vectors are stride_groups groups and stride_rest vectors
-  int64_t tiles;                       // of a user
+  int64_t vectors;  // of a user
+  uint32_t group_vectors;
+  uint32_t stride_groups, stride_rest;  // kThreads vectors are so many groups, and vectors
 };
 
 // The user's row, or null for zeros.
@@ -34,24 +34,31 @@ template <typename T, RowScheme kScheme, int kValues>
 __global__ void __launch_bounds__(kThreads) dequantize_vectors(const DequantizeArgs args) {
   constexpr bool kBiased = kScheme == RowScheme::kInt4;
   constexpr int kBytes = kValues == 1 ? 1 : kValues / kValuesPerByte<kScheme>;
-  for (int64_t tile = blockIdx.x; tile < args.users * args.tiles; tile += gridDim.x) {
-    const int64_t user = tile / args.tiles, part = tile - user * args.tiles;
-    const uint8_t* row = find_row(args, user, part == 0 && threadIdx.x == 0);
-    T* out = static_cast<T*>(args.out) + user * args.vectors * kValues;
-    const int64_t first = part * (kThreads * kSlots) + threadIdx.x;
+  constexpr int kTile = kThreads * kSlots;
+  const int thread = threadIdx.x;
+  const int64_t tile_vector = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int vectors = static_cast<int>(min(args.vectors - tile_vector, static_cast<int64_t>(kTile)));
+  const int64_t tile_group = tile_vector / args.group_vectors;
+  // The thread's first group, counted from the tile's, and its vector there.
+  const uint32_t ahead = static_cast<uint32_t>(tile_vector - tile_group * args.group_vectors) + thread;
+  const uint32_t first_group = ahead / args.group_vectors;
+  const uint32_t first_within = ahead - first_group * args.group_vectors;
 
-    uint32_t words[kSlots][2];
+  for (int64_t user = blockIdx.y; user < args.users; user += gridDim.y) {
+    const uint8_t* row = find_row(args, user, blockIdx.x == 0 && thread == 0);
+    const uint8_t* payload = row + tile_vector * kValues / kValuesPerByte<kScheme>;
+    const uint8_t* scales_at = row + args.scales_offset + 2 * tile_group;
+    const uint8_t* biases_at = row + args.biases_offset + 2 * tile_group;
+    uint32_t words[kSlots][2] = {};
     float scales[kSlots] = {}, biases[kSlots] = {};
-    int64_t group = first / args.group_vectors, within = first - group * args.group_vectors;
+    uint32_t group = first_group, within = first_within;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      const int64_t vector = first + i * kThreads;
-      if (row != nullptr && vector < args.vectors) {
-        load_codes<kBytes>(row + vector * kValues / kValuesPerByte<kScheme>, words[i]);
-        scales[i] = load_half<kValues != 1>(row + args.scales_offset + 2 * group);
-        if constexpr (kBiased) biases[i] = load_half<kValues != 1>(row + args.biases_offset + 2 * group);
-      } else {
-        words[i][0] = words[i][1] = 0;
+      const int vector = thread + i * kThreads;
+      if (row != nullptr && vector < vectors) {
+        load_codes<kBytes>(payload + vector * kValues / kValuesPerByte<kScheme>, words[i]);
+        scales[i] = load_half<kValues != 1>(scales_at + 2 * group);
+        if constexpr (kBiased) biases[i] = load_half<kValues != 1>(biases_at + 2 * group);
       }
       group += args.stride_groups;
       within += args.stride_rest;
@@ -60,19 +67,20 @@ __global__ void __launch_bounds__(kThreads) dequantize_vectors(const DequantizeA
         ++group;
       }
     }
+
+    T* out = static_cast<T*>(args.out) + (user * args.vectors + tile_vector + thread) * kValues;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      const int64_t vector = first + i * kThreads;
-      if (vector >= args.vectors) continue;
+      const int vector = thread + i * kThreads;
+      if (vector >= vectors) continue;
       constexpr int kWordValues = 4 * kValuesPerByte<kScheme>;
       float values[kValues];
 #pragma unroll
       for (int v = 0; v < kValues; ++v) {
-        const int place = kValues == 1 && kBiased ? static_cast<int>(vector % 2) : v % kWordValues;
+        const int place = kValues == 1 && kBiased ? vector % 2 : v % kWordValues;  // a tile begins with a whole byte
         values[v] = decode<kScheme>(words[i][v / kWordValues], place, scales[i], biases[i]);
       }
-      if constexpr (kValues == 1) out[vector] = narrow<T>(values[0]);
-      if constexpr (kValues != 1) store_vector(out + vector * kValues, values);
+      store_values(out + i * (kThreads * kValues), values, scales[i] != scales[i]);
     }
   }
 }
@@ -80,11 +88,11 @@ __global__ void __launch_bounds__(kThreads) dequantize_vectors(const DequantizeA
 template <typename T, RowScheme kScheme, int kValues>
 int launch_dequantize(DequantizeArgs args, const RowLayout& layout, cudaStream_t stream) {
   args.vectors = layout.tokens * layout.dim / kValues;
-  args.group_vectors = layout.group / kValues;
+  args.group_vectors = static_cast<uint32_t>(layout.group / kValues);
   args.stride_groups = kThreads / args.group_vectors;
   args.stride_rest = kThreads % args.group_vectors;
-  args.tiles = divide_up(args.vectors, kThreads * kSlots);
-  dequantize_vectors<T, kScheme, kValues><<<grid_for(args.users * args.tiles), kThreads, 0, stream>>>(args);
+  const dim3 grid = grid_for(divide_up(args.vectors, kThreads * kSlots), args.users);
+  dequantize_vectors<T, kScheme, kValues><<<grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

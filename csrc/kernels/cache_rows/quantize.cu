@@ -13,8 +13,8 @@ struct QuantizeArgs {
   int64_t group;   // values
   int64_t groups;  // of a user
   int64_t payload_end, scales_offset, biases_offset, biases_end, row_bytes;
-  int64_t tiles;  // of a user
-  int lanes;      // that share a group, a power of two
+  int group_vectors;
+  int lanes_log2;  // 2^lanes_log2 lanes share a group
 };
 
 // The bytes that no group writes.
@@ -26,69 +26,78 @@ __device__ inline void write_padding(const QuantizeArgs& args, uint8_t* row, int
 // A team of lanes holds a group in registers, kSpan vectors a lane; a lane works for kSlots / kSpan groups at a time.
 // Neighbouring teams have neighbouring groups, so that a warp's accesses are contiguous.
 template <typename T, RowScheme kScheme, int kSpan>
-__global__ void __launch_bounds__(kThreads) quantize_vectors(const QuantizeArgs args) {
+__global__ void __launch_bounds__(kThreads, 3) quantize_vectors(const QuantizeArgs args) {
   constexpr int kValues = kVectorValues<T>;
   constexpr int kSets = kSlots / kSpan;
   constexpr int kBytes = kValues / kValuesPerByte<kScheme>;
   constexpr int kWordValues = kBytes < 4 ? kValues : 4 * kValuesPerByte<kScheme>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int teams = 32 / args.lanes, team = lane / args.lanes, member = lane % args.lanes;
-  const int vectors = static_cast<int>(args.group / kValues);
+  const int lanes = 1 << args.lanes_log2, teams = 32 >> args.lanes_log2;
+  const int team = lane >> args.lanes_log2, member = lane & (lanes - 1);
+  const int first = warp * (kSets * teams) + team;  // group, counted from the tile's first one
+  const int64_t tile_group = static_cast<int64_t>(blockIdx.x) * (kWarps * kSets * teams);
+  const int groups = static_cast<int>(min(args.groups - tile_group, static_cast<int64_t>(kWarps * kSets * teams)));
+  const int group_vectors = args.group_vectors;
+  const auto is_own = [&](int set, int vector) { return first + set * teams < groups && vector < group_vectors; };
 
-  for (int64_t tile = blockIdx.x; tile < args.users * args.tiles; tile += gridDim.x) {
-    const int64_t user = tile / args.tiles, part = tile - user * args.tiles;
-    const T* x = static_cast<const T*>(args.x) + user * args.groups * args.group;
-    uint8_t* row = args.rows + user * args.row_bytes;
-    const int64_t first = (part * kWarps + warp) * (kSets * teams) + team;
-
+  for (int64_t user = blockIdx.y; user < args.users; user += gridDim.y) {
+    const T* x = static_cast<const T*>(args.x) + (user * args.groups + tile_group) * (group_vectors * kValues);
     float values[kSets][kSpan][kValues];
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int i = 0; i < kSpan; ++i) {
+        const int vector = member + i * lanes;
+        if (is_own(set, vector))
+          load_vector(x + ((first + set * teams) * group_vectors + vector) * kValues, values[set][i]);
+      }
+    }
+
     Extremes<kScheme> extremes[kSets];
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      const int64_t group = first + set * teams;
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) {
-        const int vector = member + i * args.lanes;
-        if (group >= args.groups || vector >= vectors) continue;
-        load_vector(x + group * args.group + vector * kValues, values[set][i]);
-      }
-    }
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-      const int64_t group = first + set * teams;
-#pragma unroll
-      for (int i = 0; i < kSpan; ++i) {
-        if (group >= args.groups || member + i * args.lanes >= vectors) continue;
+        if (!is_own(set, member + i * lanes)) continue;
 #pragma unroll
         for (int v = 0; v < kValues; ++v) extremes[set].add(values[set][i][v]);
       }
     }
-    for (int step = 1; step < args.lanes; step *= 2) {
+    for (int step = 1; step < lanes; step *= 2) {
 #pragma unroll
       for (int set = 0; set < kSets; ++set) extremes[set].exchange(step);
     }
+
+    // Each set's divisions are done once, by the member of its number, who writes its scale.
+    Extremes<kScheme> own = extremes[0];
+#pragma unroll
+    for (int set = 1; set < kSets; ++set)
+      if (member == set) own = extremes[set];
+    const GroupCode<kScheme> own_code(own);
+    uint8_t* row = args.rows + user * args.row_bytes;
+    if (member < kSets && is_own(member, 0)) {
+      const int64_t at = 2 * (tile_group + first + member * teams);
+      *reinterpret_cast<uint16_t*>(row + args.scales_offset + at) = own_code.scale_bits;
+      if constexpr (kScheme == RowScheme::kInt4)
+        *reinterpret_cast<uint16_t*>(row + args.biases_offset + at) = own_code.bias_bits;
+    }
+
+    uint8_t* payload = row + tile_group * (group_vectors * kBytes);
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      const int64_t group = first + set * teams;
-      if (group >= args.groups) continue;
-      const GroupCode<kScheme> code(extremes[set]);
-      if (member == 0) {
-        *reinterpret_cast<uint16_t*>(row + args.scales_offset + 2 * group) = code.scale_bits;
-        if constexpr (kScheme == RowScheme::kInt4)
-          *reinterpret_cast<uint16_t*>(row + args.biases_offset + 2 * group) = code.bias_bits;
-      }
+      const GroupCode<kScheme> code = own_code.from_lane((team << args.lanes_log2) + set);
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) {
-        const int vector = member + i * args.lanes;
-        if (vector >= vectors) continue;
+        const int vector = member + i * lanes;
+        if (!is_own(set, vector)) continue;
         uint32_t words[2] = {};
 #pragma unroll
         for (int v = 0; v < kValues; v += kWordValues)
           words[v / kWordValues] = code.template encode_word<kWordValues>(values[set][i] + v);
-        store_codes<kBytes>(row + (group * vectors + vector) * kBytes, words);
+        store_codes<kBytes>(payload + ((first + set * teams) * group_vectors + vector) * kBytes, words);
       }
     }
-    if (part == 0) write_padding(args, row, threadIdx.x, kThreads);
+    if (blockIdx.x == 0) write_padding(args, row, threadIdx.x, kThreads);
   }
 }
 
@@ -130,19 +139,21 @@ int quantize(QuantizeArgs args, cudaStream_t stream) {
   const bool whole =
       args.group % kValues == 0 && vectors <= 32 * kSlots && aligned(args.x, 16) && aligned(args.rows, 8);
   if (!whole) {
-    const unsigned blocks = grid_for(divide_up(args.users * args.groups, kWarps));
-    quantize_values<T, kScheme><<<blocks, kThreads, 0, stream>>>(args);
+    const int64_t blocks = divide_up(args.users * args.groups, kWarps);
+    quantize_values<T, kScheme>
+        <<<static_cast<unsigned>(std::min<int64_t>(blocks, INT32_MAX)), kThreads, 0, stream>>>(args);
     return cudaGetLastError();
   }
-  args.lanes = 1;
-  while (args.lanes < vectors && args.lanes < 32) args.lanes *= 2;
   const bool one = vectors <= 32;
-  args.tiles = divide_up(args.groups, kWarps * (32 / args.lanes) * (one ? kSlots : 1));
-  const unsigned blocks = grid_for(args.users * args.tiles);
+  args.group_vectors = static_cast<int>(vectors);
+  args.lanes_log2 = 2;  // at least kSlots lanes: see own_code
+  while (args.lanes_log2 < 5 && (1 << args.lanes_log2) < vectors) ++args.lanes_log2;
+  const int64_t tile_groups = kWarps * (32 >> args.lanes_log2) * (one ? kSlots : 1);
+  const dim3 grid = grid_for(divide_up(args.groups, tile_groups), args.users);
   if (one) {
-    quantize_vectors<T, kScheme, 1><<<blocks, kThreads, 0, stream>>>(args);
+    quantize_vectors<T, kScheme, 1><<<grid, kThreads, 0, stream>>>(args);
   } else {
-    quantize_vectors<T, kScheme, kSlots><<<blocks, kThreads, 0, stream>>>(args);
+    quantize_vectors<T, kScheme, kSlots><<<grid, kThreads, 0, stream>>>(args);
   }
   return cudaGetLastError();
 }

@@ -40,7 +40,6 @@ struct ScatterArgs {
   int64_t* num_bad;
   BadSlots bad_slots;
   int64_t n, num_slots, row_bytes;
-  int64_t tiles;  // of a row
 };
 
 __global__ void __launch_bounds__(kThreads) resolve_slots(const ScatterArgs args) {
@@ -63,13 +62,12 @@ __global__ void __launch_bounds__(kThreads) resolve_slots(const ScatterArgs args
 template <typename Unit>
 __global__ void __launch_bounds__(kThreads) copy_rows(const ScatterArgs args) {
   const int64_t units = args.row_bytes / static_cast<int64_t>(sizeof(Unit));
-  for (int64_t tile = blockIdx.x; tile < args.n * args.tiles; tile += gridDim.x) {
-    const int64_t i = tile / args.tiles, part = tile - i * args.tiles;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kSlots) + threadIdx.x;
+  for (int64_t i = blockIdx.y; i < args.n; i += gridDim.y) {
     const int64_t entry = args.table.entries[i];
     if (entry < 0 || args.table.last[entry] != i) continue;
     const Unit* from = reinterpret_cast<const Unit*>(args.rows + i * args.row_bytes);
     Unit* to = reinterpret_cast<Unit*>(args.cache + args.table.slots[entry] * args.row_bytes);
-    const int64_t first = part * (kThreads * kSlots) + threadIdx.x;
     Unit values[kSlots];
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
@@ -81,9 +79,9 @@ __global__ void __launch_bounds__(kThreads) copy_rows(const ScatterArgs args) {
 }
 
 template <typename Unit>
-int launch_copy(ScatterArgs args, cudaStream_t stream) {
-  args.tiles = divide_up(args.row_bytes / static_cast<int64_t>(sizeof(Unit)), kThreads * kSlots);
-  copy_rows<Unit><<<grid_for(args.n * args.tiles), kThreads, 0, stream>>>(args);
+int launch_copy(const ScatterArgs& args, cudaStream_t stream) {
+  const int64_t units = args.row_bytes / static_cast<int64_t>(sizeof(Unit));
+  copy_rows<Unit><<<grid_for(divide_up(units, kThreads * kSlots), args.n), kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
@@ -112,7 +110,8 @@ int scatter_rows(const ScatterParams& params, Stream stream) {
   args.row_bytes = params.row_bytes;
   code = cudaMemsetAsync(workspace, 0xff, 2 * capacity * sizeof(int64_t), on);
   if (code != cudaSuccess) return code;
-  rows::resolve_slots<<<rows::grid_for(rows::divide_up(params.n, rows::kThreads)), rows::kThreads, 0, on>>>(args);
+  const int64_t blocks = std::min<int64_t>(rows::divide_up(params.n, rows::kThreads), INT32_MAX);
+  rows::resolve_slots<<<static_cast<unsigned>(blocks), rows::kThreads, 0, on>>>(args);
   code = cudaGetLastError();
   if (code != cudaSuccess || params.row_bytes == 0) return code;
   const bool whole = params.row_bytes % 16 == 0 && rows::aligned(params.cache, 16) && rows::aligned(params.rows, 16);
