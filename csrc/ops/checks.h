@@ -89,6 +89,12 @@ inline void check_device(const char* op, const char* name, const Tensor& tensor,
         " like the other arguments, found ", device_name(tensor));
 }
 
+inline void check_indices(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  check_device(op, name, tensor, like);
+  check_rank(op, name, tensor, 1, "[n]");
+  check_index_dtype(op, name, tensor);
+}
+
 // Of what the host reads.
 inline void check_cpu(const char* op, const char* name, const Tensor& tensor) {
   check(tensor.is_cpu(), op, name, " must be on cpu, found ", device_name(tensor));

@@ -42,9 +42,7 @@ void launch_on(const char* op, const Tensor& like, const std::string& shape, con
 
 // A 1-d int32 or int64 array on the device of `like`. `tensor` becomes contiguous: it must outlive the result.
 inline cuda::Indices device_indices(const char* op, const char* name, Tensor& tensor, const Tensor& like) {
-  check_device(op, name, tensor, like);
-  check_rank(op, name, tensor, 1, "[n]");
-  check_index_dtype(op, name, tensor);
+  check_indices(op, name, tensor, like);
   tensor = torch::stable::contiguous(tensor);
   return {tensor.const_data_ptr(), tensor.scalar_type() == ScalarType::Long};
 }
