@@ -57,6 +57,8 @@ inline bool representable(const float* x, int64_t n, float* low, float* high) {
     *low = x[i] < *low ? x[i] : *low;
     *high = x[i] > *high ? x[i] : *high;
   }
+  *low += 0.f;  // a zero has no sign: the bytes must not depend on which of the group's zeros came first
+  *high += 0.f;
   return finite;
 }
 

@@ -21,6 +21,9 @@ def test_bytes_are_the_documented_ones(device, scheme, group):
     x[1, 1] = 3.0  # int4: no spread
     x[2] *= 1e-7  # a scale below the smallest float16
     x[3] *= 1e4
+    zeros = torch.tensor([0.0, -0.0]).repeat(128)
+    x[4] = torch.where(x[4] > 0, x[4], zeros)  # a smallest value of either sign
+    x[4, 0], x[4, 1] = zeros, -0.0
     rows = ops.quantize_rows(x, scheme=scheme, group=group)
     assert np.array_equal(rows.cpu().numpy(), reference_rows(x.cpu().numpy(), scheme, group))
 

@@ -13,7 +13,7 @@ def quantize_rows(x: NDArray[np.float32], scheme: str, group: int) -> NDArray[np
     groups = x.reshape(n, tokens * dim // group, group).astype(np.float32)
     biases = np.zeros((n, 0), np.float16)
     if scheme == "int4":
-        low, high = groups.min(-1), groups.max(-1)
+        low, high = groups.min(-1) + np.float32(0), groups.max(-1) + np.float32(0)  # no negative zero
         scales = ((high - low) / np.float32(15)).astype(np.float16)
         biases = low.astype(np.float16)
     else:
