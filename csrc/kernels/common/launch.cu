@@ -1,0 +1,9 @@
+#include "vista/cuda/launch.h"
+
+#include <cuda_runtime_api.h>
+
+namespace vista::cuda {
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+}  // namespace vista::cuda
