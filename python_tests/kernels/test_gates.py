@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import cmake_build
 import kernel_manifest
 
 SPILL = """
@@ -72,10 +72,14 @@ def test_a_good_kernel_passes(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize(("said", "code"), [("ptxas info : (C7511) wgmma serialised", 1), ("ptxas info : 24 registers", 0)])
+@pytest.mark.parametrize(
+    ("said", "code"), [("ptxas info : (C7511) wgmma serialised", 1), ("ptxas info : 24 registers", 0)]
+)
 def test_wgmma_diagnostics_stop_the_build(said, code, tmp_path):
     output = tmp_path / "kernel.o"
     compiler = ["sh", "-c", f"echo '{said}'; touch {output}", "nvcc", "-o", str(output)]
-    run = subprocess.run([sys.executable, TOOLS / "nvcc_gate.py", *compiler], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, cmake_build.ROOT / "tools" / "nvcc_gate.py", *compiler], capture_output=True, text=True
+    )
     assert (run.returncode, output.exists()) == (code, code == 0)
     assert said in run.stdout
