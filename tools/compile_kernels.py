@@ -25,7 +25,7 @@ def main() -> int:
         return 0
     try:
         build = cmake_build.configure(dataclasses.replace(config, cuda=True), "-DVISTA_WERROR=ON")
-        cmake_build.run("--build", build, "--target", "vista_kernels")
+        cmake_build.run("--build", build, "--target", "vista_kernels", "--", "-k", "0")  # every failure at once
     except subprocess.CalledProcessError as error:
         return error.returncode
     print(f"kernels: {len(sources)} .cu files ok for {config.cuda_archs}")

@@ -4,9 +4,8 @@
     python tools/kernel_manifest.py --update     write the record
     python tools/kernel_manifest.py --markdown   print it as a table
 
-Reads the library that `make kernels` builds; needs no GPU. How many bytes of dynamic shared memory a kernel gets is
-known to the code that launches it: `--launches` names the file in which the tests that run the launch functions note it
-(python_tests/kernels/conftest.py), and a record keeps what it knows until told otherwise.
+Reads the library that `make kernels` builds, and calls its launch functions for what only they know, the dynamic
+shared memory (tools/kernel_launches.py). Needs no GPU.
 """
 
 from __future__ import annotations
@@ -28,15 +27,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import build_config
 import cmake_build
+import kernel_launches
 import occupancy
 
 RECORD = cmake_build.ROOT / "python_tests" / "kernels" / "kernel_manifest.json"
-LAUNCHES = cmake_build.ROOT / "build" / "launches.json"
 
-# Tensor cores, asynchronous copies, barriers; then what should not be there: spills and double precision.
-COUNTED = ("HMMA", "IMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "UTMASTG", "BAR", "LDL", "STL", "DFMA", "DADD", "DMUL")
+# Tensor cores, asynchronous copies, 16-byte accesses: a kernel that has them keeps them.
+MUST_STAY = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDGSTS.128", "UTMALDG", "LDG.128", "STG.128")
+# Spills and double precision.
 MUST_BE_ABSENT = ("LDL", "STL", "DFMA", "DADD", "DMUL")
-MUST_STAY = ("HMMA", "IMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "UTMASTG")
+COUNTED = (*MUST_STAY, "LDG", "STG", "BAR", *MUST_BE_ABSENT)
 # Cards on which an architecture's machine code runs.
 RUNS_ON = {"sm_80": ("8.0", "8.6", "8.9"), "sm_90": ("9.0",), "sm_90a": ("9.0",)}
 
@@ -113,17 +113,23 @@ def _read_cubin(cubin: Path) -> dict[str, Kernel]:
 
     kernels: dict[str, Kernel] = {}
     resources = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-    for name, registers, stack, shared, local in re.findall(resources, dump("-res-usage")):
-        kernels[name] = {"registers": int(registers), "shared": int(shared), "stack": int(stack), "local": int(local)}
+    for name, *figures in re.findall(resources, dump("-res-usage")):
+        registers, stack, shared, local = map(int, figures)
+        if ".sm_90" in cubin.name:
+            shared = max(0, shared - occupancy.SHARED_RESERVED)  # there the reading includes it, if there is any
+        kernels[name] = {"registers": registers, "shared": shared, "stack": stack, "local": local}
     attributes = dump("-elf")
     for name, section in re.findall(r"\n\.nv\.info\.(\S+)\n(.*?)(?=\n\.\S|\Z)", attributes, re.DOTALL):
         threads = re.search(r"EIATTR_MAX_THREADS\s+Format:\s+\S+\s+Value:\s+(\w+) (\w+) (\w+)", section)
         if name in kernels and threads:
             x, y, z = (int(value, 16) for value in threads.groups())
-            kernels[name]["threads"] = x * y * z
+            kernels[name]["bounds"] = x * y * z
     sections = re.split(r"Function : (\S+)", dump("-sass"))[1:]
     for name, code in zip(sections[::2], sections[1::2], strict=True):
-        opcodes = collections.Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z]\w+)", code))
+        opcodes: collections.Counter[str] = collections.Counter()
+        for opcode, modifiers in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z]\w+)(\S*)", code):
+            opcodes[opcode] += 1
+            opcodes[f"{opcode}.128"] += ".128" in modifiers
         kernels[name]["code"] = {op: opcodes[op] for op in COUNTED if opcodes[op]}
     return kernels
 
@@ -131,14 +137,14 @@ def _read_cubin(cubin: Path) -> dict[str, Kernel]:
 def read(archive: Path) -> Manifest:
     manifest: Manifest = {"nvcc": nvcc_version()}
     with tempfile.TemporaryDirectory() as scratch:
+        launches = kernel_launches.record(archive, Path(scratch))
         subprocess.run([_tool("cuobjdump"), "-xelf", "all", archive], cwd=scratch, check=True, capture_output=True)
         for cubin in sorted(Path(scratch).glob("*.cubin")):
             arch = cubin.suffixes[-2].removeprefix(".")
             kernels = _read_cubin(cubin)
             readable = _demangle(list(kernels)) if kernels else {}
             for mangled, kernel in kernels.items():
-                if arch.startswith("sm_90"):
-                    kernel["shared"] -= occupancy.SHARED_RESERVED  # only there the reading includes it
+                add_launch(kernel, arch, launches.get(mangled))
                 known = manifest.setdefault(arch, {})
                 if readable[mangled] in known:
                     raise ValueError(f"two kernels are called {readable[mangled]}")
@@ -146,13 +152,13 @@ def read(archive: Path) -> Manifest:
     return manifest
 
 
-def add_launches(manifest: Manifest, dynamic: dict[str, int]) -> None:
-    """Blocks per SM, from the dynamic shared memory by readable name; kernels not in there stay without."""
-    for arch, kernel_name, kernel in kernels_of(manifest):
-        if kernel_name in dynamic and "threads" in kernel:
-            kernel["dynamic"] = dynamic[kernel_name]
-            usage = (kernel["threads"], kernel["registers"], kernel["shared"] + kernel["dynamic"])
-            kernel["blocks"] = {card: occupancy.blocks_per_sm(card, *usage) for card in RUNS_ON[arch]}
+def add_launch(kernel: Kernel, arch: str, launch: kernel_launches.Launch | None) -> None:
+    if launch is None:
+        return
+    kernel["dynamic"] = launch.dynamic
+    usage = (launch.threads, kernel["registers"], kernel["shared"] + launch.dynamic)
+    kernel["threads"] = launch.threads
+    kernel["blocks"] = {card: occupancy.blocks_per_sm(card, *usage) for card in RUNS_ON.get(arch, ())}
 
 
 def kernels_of(manifest: Manifest) -> list[tuple[str, str, Kernel]]:
@@ -167,8 +173,12 @@ def broken_rules(manifest: Manifest, record: Manifest) -> list[str]:
         where, code = f"{arch} {name}", kernel["code"]
         problems += [f"{where}: {key} is {kernel[key]} bytes" for key in ("stack", "local") if kernel[key]]
         problems += [f"{where}: {code[op]} {op} instructions" for op in MUST_BE_ABSENT if op in code]
-        if "threads" not in kernel:
+        if "bounds" not in kernel:
             problems.append(f"{where}: no launch bounds")
+        if "threads" not in kernel:
+            problems.append(f"{where}: no launch of it in every_launch.cpp")
+        elif kernel["threads"] > kernel.get("bounds", kernel["threads"]):
+            problems.append(f"{where}: launched with {kernel['threads']} threads, built for {kernel['bounds']}")
         recorded = record.get(arch, {}).get(name)
         if recorded is None:
             problems.append(f"{where}: is not in the record")
@@ -195,10 +205,6 @@ def differences(manifest: Manifest, record: Manifest) -> list[str]:
 
 def load_record() -> Manifest:
     return json.loads(RECORD.read_text()) if RECORD.exists() else {"nvcc": "none"}
-
-
-def recorded_dynamic(record: Manifest) -> dict[str, int]:
-    return {name: kernel["dynamic"] for _, name, kernel in kernels_of(record) if "dynamic" in kernel}
 
 
 def to_json(manifest: Manifest) -> str:
@@ -230,7 +236,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the record")
     parser.add_argument("--markdown", action="store_true", help="print the record as a table")
-    parser.add_argument("--launches", type=Path, default=LAUNCHES, help="JSON: dynamic shared memory by mangled name")
     args = parser.parse_args()
     record = load_record()
     if args.markdown:
@@ -241,12 +246,6 @@ def main() -> int:
     except Unavailable as reason:
         print(f"kernel manifest: SKIPPED, {reason}")
         return 0
-    dynamic = recorded_dynamic(record)
-    if args.update and args.launches.exists():
-        launches = json.loads(args.launches.read_text())
-        readable = _demangle(list(launches)) if launches else {}
-        dynamic |= {readable[name]: size for name, size in launches.items()}
-    add_launches(manifest, dynamic)
     if args.update:
         RECORD.write_text(to_json(manifest))
         record = manifest
