@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: demo test quick bench lint format kernels wheel clean
+.PHONY: demo test quick bench lint format kernels manifest wheel clean
 
 # The environment: remade only when the pins change. setuptools and wheel travel with the pins, so that the install
 # below needs no build isolation and stays incremental.
@@ -44,9 +44,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs $(abspath $(BIN))/clang-format -i
 
-# Compile gate for the CUDA kernels; needs nvcc, not a GPU.
+# Compile gate for the CUDA kernels; needs nvcc, not a GPU. `VISTA_CUDA=1 make test` finds them compiled.
 kernels: $(STAMP)
 	$(BIN)/python tools/compile_kernels.py
+
+# Record what nvcc made of each kernel, for the test that compares.
+manifest: kernels
+	$(BIN)/python tools/kernel_manifest.py --update
 
 wheel: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .

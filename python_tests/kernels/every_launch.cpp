@@ -1,0 +1,81 @@
+// Every launch function with arguments that reach every kernel instance. Nothing is computed: without a driver a call
+// comes back with an error (test_load.py), with the emulator's runtime it says what it launches (tools/kernel_launches.py).
+// An exception would cross into C, hence end the process.
+#include <functional>
+#include <vector>
+
+#include "vista/cuda/cache_rows.h"
+#include "vista/cuda/launch.h"
+#include "vista/cuda/qla.h"
+
+using namespace vista;
+using namespace vista::cuda;
+
+namespace {
+
+using Launches = std::vector<std::function<int()>>;
+
+constexpr DType kDTypes[] = {DType::kFloat, DType::kBFloat16, DType::kHalf};
+
+alignas(256) uint8_t device_memory[256];  // an address, never read
+
+void add_qla(Launches& launches) {
+  QlaParams params{};
+  params.activation = params.state_activation = Activation::kSilu;
+  params.total = params.max_seq_len = 8;
+  params.batch = params.heads = 1;
+  params.seq_offsets = {device_memory, false};
+  params.q = params.k = params.v = params.grad_out = device_memory;
+  params.state = params.grad_state = reinterpret_cast<float*>(device_memory);
+  params.out = params.grad_q = params.grad_k = params.grad_v = params.workspace = device_memory;
+  params.state_out = params.grad_state_out = reinterpret_cast<float*>(device_memory);
+  for (DType dtype : kDTypes)
+    for (bool allow_tf32 : {false, true})
+      for (int64_t dim : {32, 64, 128, 256}) {
+        params.dtype = dtype;
+        params.allow_tf32 = allow_tf32;
+        params.d = params.e = dim;
+        for (auto launch : {launch_qla_plan, launch_qla_state, launch_qla_apply, launch_qla_apply_backward,
+                            launch_qla_state_backward})
+          launches.push_back([=] { return launch(params, nullptr); });
+      }
+}
+
+void add_cache_rows(Launches& launches) {
+  auto* num_bad = reinterpret_cast<int64_t*>(device_memory);
+  for (int64_t misaligned : {0, 4}) {
+    uint8_t* data = device_memory + misaligned;
+    for (DType dtype : kDTypes)
+      for (RowScheme scheme : {RowScheme::kInt8, RowScheme::kInt4, RowScheme::kFp8E4M3})
+        for (int64_t dim : {64, 512}) {  // a group within a warp, and a longer one
+          const RowLayout layout = make_row_layout(scheme, 2, dim, dim);
+          const QuantizeParams to{layout, dtype, 1, data, device_memory};
+          const Indices slots{device_memory, true};
+          const DequantizeParams from{layout, dtype, 1, 1, device_memory, slots, data, num_bad, BadSlots::kCount};
+          launches.push_back([=] { return quantize_rows(to, nullptr); });
+          launches.push_back([=] { return gather_rows(from, nullptr); });
+          launches.push_back([=] { return dequantize_rows(from, nullptr); });
+        }
+    const ScatterParams scatter{1, 1, 128, data, {device_memory, true}, device_memory, num_bad, BadSlots::kCount,
+                                device_memory};
+    launches.push_back([=] { return scatter_rows(scatter, nullptr); });
+  }
+}
+
+const Launches& all() {
+  static const Launches launches = [] {
+    Launches list;
+    add_qla(list);
+    add_cache_rows(list);
+    return list;
+  }();
+  return launches;
+}
+
+}  // namespace
+
+extern "C" {
+int vista_number_of_launches() { return static_cast<int>(all().size()); }
+int vista_launch(int index) { return all()[index](); }
+const char* vista_error_text(int error) { return error_text(error); }
+}

@@ -1,0 +1,70 @@
+"""What the launch functions ask of each kernel, found by calling them without a GPU.
+
+python_tests/kernels/every_launch.cpp calls them all; the emulator's runtime takes the launches and computes nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import build_config
+import cmake_build
+
+TESTS = cmake_build.ROOT / "python_tests"
+FAKE_RUNTIME = TESTS / "ptx_emulator" / "fake_cudart.cpp"
+MAX_SHARED_OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
+
+
+@dataclass(frozen=True)
+class Launch:
+    threads: int
+    dynamic: int  # bytes of shared memory
+
+
+def build(archive: Path, out: Path, *, runtime: Path | None = None) -> ctypes.CDLL:
+    """Every launch as a library, on the CUDA runtime or on `runtime`."""
+    sources = [TESTS / "kernels" / "every_launch.cpp", archive, f"-I{cmake_build.ROOT / 'csrc' / 'include'}"]
+    options = ["-shared", "-std=c++17", "-Xcompiler=-fPIC", f"-cudart={'none' if runtime else 'static'}"]
+    # nvcc knows where the toolkit is; there is no device code in these.
+    command = [build_config.from_environment().nvcc, *options, *([runtime] if runtime else []), *sources, "-o", out]
+    subprocess.run(list(map(str, command)), check=True)
+    library = ctypes.CDLL(str(out))
+    library.vista_error_text.restype = ctypes.c_char_p
+    return library
+
+
+class _Request(ctypes.Structure):  # EmulatedLaunch of the fake runtime, as far as it is read here
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("arguments", ctypes.c_void_p),
+        ("dynamic_shared", ctypes.c_uint64),
+    )
+
+
+def record(archive: Path, scratch: Path) -> dict[str, Launch]:
+    """By mangled name; where launches of a kernel differ, the largest."""
+    library = build(archive, scratch / "every_launch.so", runtime=FAKE_RUNTIME)
+    seen: dict[str, Launch] = {}
+
+    def on_launch(request: ctypes._Pointer[_Request]) -> int:
+        asked = request.contents
+        name, (x, y, z) = asked.kernel.decode(), asked.block
+        before = seen.get(name, Launch(0, 0))
+        seen[name] = Launch(max(x * y * z, before.threads), max(asked.dynamic_shared, before.dynamic))
+        return 0
+
+    launch_callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Request))(on_launch)
+    memory_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64)
+    memory_callback = memory_type(lambda *_: 0)
+    ctypes.c_void_p.in_dll(library, "emulator_launch").value = ctypes.cast(launch_callback, ctypes.c_void_p).value
+    ctypes.c_void_p.in_dll(library, "emulator_memory").value = ctypes.cast(memory_callback, ctypes.c_void_p).value
+    (ctypes.c_int * 256).in_dll(library, "emulator_attributes")[MAX_SHARED_OPTIN] = 227 * 1024
+    for index in range(library.vista_number_of_launches()):
+        if library.vista_launch(index) != 0:
+            raise RuntimeError(f"launch {index} of every_launch.cpp failed")
+    return seen
