@@ -20,17 +20,17 @@ inline void check_head_dim(const char* op, const char* name, int64_t dim) {
         dim);
 }
 
+// The device is left to check_like or check_device: the dispatcher vouches for one argument only.
 inline void check_rows(const char* op, const char* name, const Tensor& rows) {
-  check_cpu(op, name, rows);
   check_rank(op, name, rows, 3, "[total, heads, head_dim]");
   check_float_dtype(op, name, rows);
   check_head_dim(op, name, rows.size(2));
 }
 
-// `rows` agrees with `first` in dtype, total and heads, and has `dim` columns.
+// `rows` agrees with `first` in device, dtype, total and heads, and has `dim` columns.
 inline void check_like(const char* op, const char* name, const Tensor& rows, const char* first_name,
                        const Tensor& first, int64_t dim) {
-  check_cpu(op, name, rows);
+  check_device(op, name, rows, first);
   check_rank(op, name, rows, 3, "[total, heads, head_dim]");
   check(rows.scalar_type() == first.scalar_type(), op, name, " must have the dtype of ", first_name, " (",
         dtype_name(first.scalar_type()), "), found ", dtype_name(rows.scalar_type()));

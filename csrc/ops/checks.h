@@ -79,8 +79,19 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& ten
         shape_of(tensor));
 }
 
+inline std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+  return tensor.is_cpu() ? "cpu" : "another device";
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  check(tensor.device() == like.device(), op, name, " must be on ", device_name(like),
+        " like the other arguments, found ", device_name(tensor));
+}
+
+// Of what the host reads.
 inline void check_cpu(const char* op, const char* name, const Tensor& tensor) {
-  check(tensor.is_cpu(), op, name, " must be on the cpu like the other arguments, found another device");
+  check(tensor.is_cpu(), op, name, " must be on cpu, found ", device_name(tensor));
 }
 
 // A 1-d int32 or int64 CPU tensor as int64 values: the kernels know one index type.

@@ -27,6 +27,7 @@ struct Inputs {
          std::optional<Tensor>& self_v, const std::optional<Tensor>& kv_index, std::optional<double> attn_scale) {
     check_rows(op, "q", q);
     check_rows(op, "k", k);
+    check_device(op, "k", k, q);
     check_rows(op, "v", v);
     const int64_t d = q.size(2), e = v.size(2), q_heads = q.size(1), kv_heads = k.size(1);
     check(k.scalar_type() == q.scalar_type(), op, "k must have the dtype of q (", dtype_name(q.scalar_type()),
@@ -100,6 +101,7 @@ struct Inputs {
   static void check_own(const char* op, const char* name, const Tensor& rows, const Tensor& q, int64_t heads,
                         int64_t dim) {
     check_rows(op, name, rows);
+    check_device(op, name, rows, q);
     check(rows.scalar_type() == q.scalar_type(), op, name, " must have the dtype of q (", dtype_name(q.scalar_type()),
           "), found ", dtype_name(rows.scalar_type()));
     check(rows.size(0) == q.size(0) && rows.size(1) == heads && rows.size(2) == dim, op, name, " must have shape [",
