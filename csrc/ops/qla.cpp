@@ -4,7 +4,7 @@
 #include <cstring>
 #include <memory>
 
-#include "attention.h"
+#include "qla.h"
 
 namespace vista {
 namespace {
@@ -17,14 +17,6 @@ using cpu::QlaParams;
 constexpr int64_t kMinChunk = 1024;
 constexpr int64_t kMaxChunks = 64;
 
-Activation parse_activation(const char* op, const char* name, const std::string& value) {
-  if (value == "silu") return Activation::kSilu;
-  if (value == "shifted_elu") return Activation::kShiftedElu;
-  if (value == "relu") return Activation::kRelu;
-  if (value == "identity") return Activation::kIdentity;
-  fail(op, name, " must be 'silu', 'shifted_elu', 'relu' or 'identity', found '", value, "'");
-}
-
 struct Sequences {
   std::vector<int64_t> offsets;
   std::vector<int64_t> source_ends;  // packed row at which a sequence's targets begin
@@ -36,15 +28,14 @@ struct Sequences {
   }
 };
 
-Sequences read_sequences(const char* op, const Tensor& seq_offsets, int64_t total, int64_t max_seq_len,
-                         const std::optional<Tensor>& num_targets) {
+Sequences read_sequences(const char* op, const Tensor& seq_offsets, int64_t max_seq_len,
+                         const std::optional<Tensor>& num_targets, const Tensor& rows) {
   Sequences s;
-  s.offsets = read_offsets(op, "seq_offsets", seq_offsets, total, "max_seq_len", max_seq_len);
+  s.offsets = read_offsets(op, "seq_offsets", seq_offsets, rows.size(0), "max_seq_len", max_seq_len);
   s.source_ends.assign(s.offsets.begin() + 1, s.offsets.end());
   if (num_targets.has_value()) {
+    check_per_sequence(op, "num_targets", *num_targets, s.batch(), rows);
     const std::vector<int64_t> targets = read_indices(op, "num_targets", *num_targets);
-    check(static_cast<int64_t>(targets.size()) == s.batch(), op, "num_targets must have one entry per sequence (",
-          s.batch(), "), found ", targets.size());
     for (int64_t b = 0; b < s.batch(); ++b) {
       const int64_t length = s.offsets[b + 1] - s.offsets[b];
       check(targets[b] >= 0 && targets[b] <= length, op, "num_targets must be between 0 and the sequence's length (",
@@ -55,32 +46,15 @@ Sequences read_sequences(const char* op, const Tensor& seq_offsets, int64_t tota
   return s;
 }
 
-Tensor state_like(const Tensor& like, int64_t batch, int64_t heads, int64_t d, int64_t e) {
-  return torch::stable::new_empty(like, {batch, heads, d, e}, ScalarType::Float);
-}
-
-void check_state(const char* op, const char* name, const Tensor& state, int64_t batch, int64_t heads, int64_t d,
-                 int64_t e) {
-  check_cpu(op, name, state);
-  check_rank(op, name, state, 4, "[batch, heads, d, e]");
-  check_dtype(op, name, state, ScalarType::Float);
-  check(state.size(0) == batch && state.size(1) == heads && state.size(2) == d && (e < 0 || state.size(3) == e), op,
-        name, " must have shape [", batch, ", ", heads, ", ", d, ", ", e < 0 ? "e" : std::to_string(e), "], found ",
-        shape_of(state));
-}
-
-std::vector<float> read_scale(const char* op, const std::optional<Tensor>& attn_scale, const Sequences& s) {
+std::vector<float> read_scale(const char* op, const std::optional<Tensor>& attn_scale, const Sequences& s,
+                              const Tensor& rows) {
   std::vector<float> scale(s.batch());
   if (!attn_scale.has_value()) {
     for (int64_t b = 0; b < s.batch(); ++b)
       scale[b] = 1.f / static_cast<float>(std::max<int64_t>(1, s.source_ends[b] - s.offsets[b]));
     return scale;
   }
-  check_cpu(op, "attn_scale", *attn_scale);
-  check_rank(op, "attn_scale", *attn_scale, 1, "[batch]");
-  check_dtype(op, "attn_scale", *attn_scale, ScalarType::Float);
-  check(attn_scale->size(0) == s.batch(), op, "attn_scale must have one entry per sequence (", s.batch(), "), found ",
-        attn_scale->size(0));
+  check_scale(op, *attn_scale, s.batch(), rows);
   const Tensor packed = torch::stable::contiguous(*attn_scale);
   std::copy_n(floats(packed), s.batch(), scale.begin());
   return scale;
@@ -177,19 +151,17 @@ QlaParams make_params(const Tensor& rows, int64_t d, int64_t e) {
 }
 
 Tensor qla_state_cpu(Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len, std::optional<Tensor> num_targets,
-                     std::string activation) {
+                     std::string activation, bool /*allow_tf32*/) {
   const char* op = "qla_state";
-  check_rows(op, "k", k);
-  check_rows(op, "v", v);
-  check_like(op, "v", v, "k", k, v.size(2));
-  const Sequences s = read_sequences(op, seq_offsets, k.size(0), max_seq_len, num_targets);
+  check_kv(op, k, v);
+  const Sequences s = read_sequences(op, seq_offsets, max_seq_len, num_targets, k);
   QlaParams params = make_params(k, k.size(2), v.size(2));
   params.activation = parse_activation(op, "activation", activation);
   k = torch::stable::contiguous(k);
   v = torch::stable::contiguous(v);
   params.k = k.const_data_ptr();
   params.v = v.const_data_ptr();
-  Tensor state = state_like(k, s.batch(), params.heads, params.d, params.e);
+  Tensor state = state_like(k, s.batch(), params.d, params.e);
   Plan plan(s, params.heads * params.d * params.e);
   compute_state(params, plan, state);
   return state;
@@ -197,15 +169,13 @@ Tensor qla_state_cpu(Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len
 
 std::tuple<Tensor, Tensor> qla_state_backward_cpu(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets,
                                                   int64_t max_seq_len, std::optional<Tensor> num_targets,
-                                                  std::string activation) {
+                                                  std::string activation, bool /*allow_tf32*/) {
   const char* op = "qla_state_backward";
-  check_rows(op, "k", k);
-  check_rows(op, "v", v);
-  check_like(op, "v", v, "k", k, v.size(2));
-  const Sequences s = read_sequences(op, seq_offsets, k.size(0), max_seq_len, num_targets);
+  check_kv(op, k, v);
+  const Sequences s = read_sequences(op, seq_offsets, max_seq_len, num_targets, k);
   QlaParams params = make_params(k, k.size(2), v.size(2));
   params.activation = parse_activation(op, "activation", activation);
-  check_state(op, "grad_state", grad_state, s.batch(), params.heads, params.d, params.e);
+  check_state(op, "grad_state", grad_state, s.batch(), k, params.d, params.e);
   k = torch::stable::contiguous(k);
   v = torch::stable::contiguous(v);
   grad_state = torch::stable::contiguous(grad_state);
@@ -233,14 +203,9 @@ struct ApplyInputs {
               int64_t max_seq_len, const std::optional<Tensor>& num_targets, const std::optional<Tensor>& k,
               const std::optional<Tensor>& v, const std::string& activation, const std::string& state_activation) {
     check_rows(op, "q", q);
-    check(num_targets.has_value() == k.has_value() && k.has_value() == v.has_value(), op,
-          "num_targets, self_k and self_v must be given together (own term) or not at all, found ",
-          num_targets.has_value() ? "" : "no ", "num_targets, ", k.has_value() ? "" : "no ", "self_k, ",
-          v.has_value() ? "" : "no ", "self_v");
-    sequences = read_sequences(op, seq_offsets, q.size(0), max_seq_len, num_targets);
-    check_state(op, "state", state, sequences.batch(), q.size(1), q.size(2), -1);
-    check_head_dim(op, "state", state.size(3));
-    scale = read_scale(op, attn_scale, sequences);
+    sequences = read_sequences(op, seq_offsets, max_seq_len, num_targets, q);
+    check_apply(op, q, state, sequences.batch(), num_targets, k, v);
+    scale = read_scale(op, attn_scale, sequences, q);
     q = torch::stable::contiguous(q);
     state = torch::stable::contiguous(state);
     params = make_params(q, q.size(2), state.size(3));
@@ -249,21 +214,19 @@ struct ApplyInputs {
     params.q = q.const_data_ptr();
     params.state = floats(state);
     params.scale = scale.data();
-    if (k.has_value()) {
-      check_like(op, "self_k", *k, "q", q, params.d);
-      check_like(op, "self_v", *v, "q", q, params.e);
-      self_k = torch::stable::contiguous(*k);
-      self_v = torch::stable::contiguous(*v);
+    params.own_term = k.has_value();
+    if (params.own_term) {
+      self_k = contiguous(k);
+      self_v = contiguous(v);
       params.k = self_k->const_data_ptr();
       params.v = self_v->const_data_ptr();
-      params.own_term = true;
     }
   }
 };
 
 Tensor qla_apply_cpu(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
                      std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
-                     std::string activation, std::string state_activation) {
+                     std::string activation, std::string state_activation, bool /*allow_tf32*/) {
   ApplyInputs in("qla_apply", q, state, attn_scale, seq_offsets, max_seq_len, num_targets, self_k, self_v, activation,
                  state_activation);
   Tensor out = torch::stable::new_empty(q, {q.size(0), in.params.heads, in.params.e});
@@ -278,7 +241,7 @@ Tensor qla_apply_cpu(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offse
 std::tuple<Tensor, Tensor, Tensor, Tensor> qla_apply_backward_cpu(
     Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
     std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
-    std::string activation, std::string state_activation) {
+    std::string activation, std::string state_activation, bool /*allow_tf32*/) {
   const char* op = "qla_apply_backward";
   ApplyInputs in(op, q, state, attn_scale, seq_offsets, max_seq_len, num_targets, self_k, self_v, activation,
                  state_activation);
@@ -302,14 +265,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qla_apply_backward_cpu(
 
 std::tuple<Tensor, Tensor> qla_cpu(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len,
                                    std::optional<Tensor> num_targets, std::optional<Tensor> attn_scale,
-                                   std::string activation, std::string state_activation) {
+                                   std::string activation, std::string state_activation, bool /*allow_tf32*/) {
   const char* op = "qla";
-  check_rows(op, "q", q);
-  check_rows(op, "v", v);
-  check_like(op, "k", k, "q", q, q.size(2));
-  check_like(op, "v", v, "q", q, v.size(2));
-  const Sequences s = read_sequences(op, seq_offsets, q.size(0), max_seq_len, num_targets);
-  const std::vector<float> scale = read_scale(op, attn_scale, s);
+  check_qkv(op, q, k, v);
+  const Sequences s = read_sequences(op, seq_offsets, max_seq_len, num_targets, q);
+  const std::vector<float> scale = read_scale(op, attn_scale, s, q);
   QlaParams params = make_params(q, q.size(2), v.size(2));
   params.activation = parse_activation(op, "activation", activation);
   params.state_activation = parse_activation(op, "state_activation", state_activation);
@@ -322,7 +282,7 @@ std::tuple<Tensor, Tensor> qla_cpu(Tensor q, Tensor k, Tensor v, Tensor seq_offs
   params.scale = scale.data();
   params.own_term = s.has_targets();
 
-  Tensor state = state_like(q, s.batch(), params.heads, params.d, params.e);
+  Tensor state = state_like(q, s.batch(), params.d, params.e);
   Plan plan(s, params.heads * params.d * params.e);
   compute_state(params, plan, state);
 
@@ -338,21 +298,18 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cpu(Tensor grad_out, std::option
                                                     Tensor k, Tensor v, Tensor state, Tensor seq_offsets,
                                                     int64_t max_seq_len, std::optional<Tensor> num_targets,
                                                     std::optional<Tensor> attn_scale, std::string activation,
-                                                    std::string state_activation) {
+                                                    std::string state_activation, bool /*allow_tf32*/) {
   const char* op = "qla_backward";
-  check_rows(op, "q", q);
-  check_rows(op, "v", v);
-  check_like(op, "k", k, "q", q, q.size(2));
-  check_like(op, "v", v, "q", q, v.size(2));
+  check_qkv(op, q, k, v);
   check_like(op, "grad_out", grad_out, "q", q, v.size(2));
-  const Sequences s = read_sequences(op, seq_offsets, q.size(0), max_seq_len, num_targets);
-  const std::vector<float> scale = read_scale(op, attn_scale, s);
+  const Sequences s = read_sequences(op, seq_offsets, max_seq_len, num_targets, q);
+  const std::vector<float> scale = read_scale(op, attn_scale, s, q);
   QlaParams params = make_params(q, q.size(2), v.size(2));
   params.activation = parse_activation(op, "activation", activation);
   params.state_activation = parse_activation(op, "state_activation", state_activation);
-  check_state(op, "state", state, s.batch(), params.heads, params.d, params.e);
+  check_state(op, "state", state, s.batch(), q, params.d, params.e);
   if (grad_state.has_value()) {
-    check_state(op, "grad_state", *grad_state, s.batch(), params.heads, params.d, params.e);
+    check_state(op, "grad_state", *grad_state, s.batch(), q, params.d, params.e);
     grad_state = torch::stable::contiguous(*grad_state);
   }
   q = torch::stable::contiguous(q);

@@ -7,25 +7,27 @@ STABLE_TORCH_LIBRARY(vista, m) {
   // Quasi-linear attention (paper section 3.2)
   m.def(
       "qla(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, Tensor? "
-      "attn_scale=None, *, str activation='silu', str state_activation='silu') -> (Tensor out, Tensor state)");
+      "attn_scale=None, *, str activation='silu', str state_activation='silu', bool allow_tf32=False) -> (Tensor out, "
+      "Tensor state)");
   m.def(
       "qla_backward(Tensor grad_out, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor state, Tensor "
       "seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, Tensor? attn_scale=None, *, str activation='silu', "
-      "str state_activation='silu') -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+      "str state_activation='silu', bool allow_tf32=False) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   m.def(
       "qla_state(Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? num_targets=None, *, str "
-      "activation='silu') -> Tensor");
+      "activation='silu', bool allow_tf32=False) -> Tensor");
   m.def(
       "qla_state_backward(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets, SymInt max_seq_len, Tensor? "
-      "num_targets=None, *, str activation='silu') -> (Tensor grad_k, Tensor grad_v)");
+      "num_targets=None, *, str activation='silu', bool allow_tf32=False) -> (Tensor grad_k, Tensor grad_v)");
   m.def(
       "qla_apply(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, SymInt max_seq_len, Tensor? "
       "self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', str "
-      "state_activation='silu') -> Tensor");
+      "state_activation='silu', bool allow_tf32=False) -> Tensor");
   m.def(
       "qla_apply_backward(Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, SymInt "
       "max_seq_len, Tensor? self_k=None, Tensor? self_v=None, Tensor? num_targets=None, *, str activation='silu', "
-      "str state_activation='silu') -> (Tensor grad_q, Tensor grad_state, Tensor grad_self_k, Tensor grad_self_v)");
+      "str state_activation='silu', bool allow_tf32=False) -> (Tensor grad_q, Tensor grad_state, Tensor grad_self_k, "
+      "Tensor grad_self_v)");
 
   // Softmax target attention (paper section 3.3)
   m.def(

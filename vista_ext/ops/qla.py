@@ -5,6 +5,9 @@ gets `phi1(q) P`; a target row (the last `num_targets` of a sequence) adds its o
 `attn_scale * <phi1(q), phi1(k)> v`. A target sees the sources and itself, never another target.
 
 Results are the same bits whatever the number of threads and whatever else is in the batch.
+
+On a GPU no op waits for the device, so what `seq_offsets` and `num_targets` hold is checked there: where they are wrong the
+kernel asserts, as torch's own indexing does, and the error surfaces at the next synchronization.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ def qla(
     attn_scale: Tensor | None = None,
     activation: Activation = "silu",
     state_activation: Activation = "silu",
+    allow_tf32: bool = False,
     return_state: bool = False,
 ) -> Any:
     """Quasi-linear attention over packed sequences.
@@ -61,6 +65,7 @@ def qla(
             `mean_scale(seq_offsets, num_targets)` by default, `torch.ones(batch)` for a plain sum. Not differentiable.
         activation: phi1, on queries and keys.
         state_activation: phi2, on the scaled state.
+        allow_tf32: on a GPU, products of float32 inputs in tf32; elsewhere and for other dtypes without effect.
         return_state: also return the state.
 
     Returns:
@@ -80,6 +85,7 @@ def qla(
         attn_scale,
         activation=activation,
         state_activation=state_activation,
+        allow_tf32=allow_tf32,
     )
     return (out, state) if return_state else out
 
@@ -92,11 +98,12 @@ def qla_state(
     *,
     num_targets: Tensor | None = None,
     activation: Activation = "silu",
+    allow_tf32: bool = False,
 ) -> Tensor:
     """The state alone: the sum over source rows of phi1(k)^T v. States of chunks, devices and new events add up.
 
     Args:
-        k, v, seq_offsets, max_seq_len, num_targets, activation: as in `qla`.
+        k, v, seq_offsets, max_seq_len, num_targets, activation, allow_tf32: as in `qla`.
 
     Returns:
         float32 `[batch, heads, d, e]`, unscaled; zero for a sequence without source rows.
@@ -104,7 +111,9 @@ def qla_state(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    return torch.ops.vista.qla_state(k, v, seq_offsets, max_seq_len, num_targets, activation=activation)
+    return torch.ops.vista.qla_state(
+        k, v, seq_offsets, max_seq_len, num_targets, activation=activation, allow_tf32=allow_tf32
+    )
 
 
 def qla_apply(
@@ -119,6 +128,7 @@ def qla_apply(
     self_v: Tensor | None = None,
     activation: Activation = "silu",
     state_activation: Activation = "silu",
+    allow_tf32: bool = False,
 ) -> Tensor:
     """Apply a state to any query rows: the seeds only, the candidates only, or all.
 
@@ -130,7 +140,7 @@ def qla_apply(
         max_seq_len: at least the longest group of query rows.
         num_targets, self_k, self_v: together or not at all: the last `num_targets` rows of each group add their own
             term with these keys and values, packed like `q`.
-        activation, state_activation: as in `qla`.
+        activation, state_activation, allow_tf32: as in `qla`.
 
     Returns:
         `[total, heads, e]` in the dtype of `q`.
@@ -149,6 +159,7 @@ def qla_apply(
         num_targets,
         activation=activation,
         state_activation=state_activation,
+        allow_tf32=allow_tf32,
     )
 
 
@@ -220,7 +231,7 @@ def _qla_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> 
     _refuse_scale_gradient("qla", attn_scale)
     ctx.save_for_backward(q, k, v, output[1], seq_offsets, num_targets, attn_scale)
     ctx.max_seq_len = max_seq_len
-    ctx.activations = keyword_only_inputs["activation"], keyword_only_inputs["state_activation"]
+    ctx.options = keyword_only_inputs
     ctx.set_materialize_grads(False)
 
 
@@ -239,8 +250,7 @@ def _qla_backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) 
         ctx.max_seq_len,
         num_targets,
         attn_scale,
-        activation=ctx.activations[0],
-        state_activation=ctx.activations[1],
+        **ctx.options,
     )
     return *grads, None, None, None, None
 
@@ -249,13 +259,13 @@ def _state_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -
     k, v, seq_offsets, max_seq_len, num_targets = inputs
     ctx.save_for_backward(k, v, seq_offsets, num_targets)
     ctx.max_seq_len = max_seq_len
-    ctx.activation = keyword_only_inputs["activation"]
+    ctx.options = keyword_only_inputs
 
 
 def _state_backward(ctx: Any, grad_state: Tensor) -> Any:
     k, v, seq_offsets, num_targets = ctx.saved_tensors
     grads = torch.ops.vista.qla_state_backward(
-        grad_state, k, v, seq_offsets, ctx.max_seq_len, num_targets, activation=ctx.activation
+        grad_state, k, v, seq_offsets, ctx.max_seq_len, num_targets, **ctx.options
     )
     return *grads, None, None, None
 
@@ -265,7 +275,7 @@ def _apply_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -
     _refuse_scale_gradient("qla_apply", attn_scale)
     ctx.save_for_backward(q, state, attn_scale, seq_offsets, num_targets, self_k, self_v)
     ctx.max_seq_len = max_seq_len
-    ctx.activations = keyword_only_inputs["activation"], keyword_only_inputs["state_activation"]
+    ctx.options = keyword_only_inputs
 
 
 def _apply_backward(ctx: Any, grad_out: Tensor) -> Any:
@@ -280,8 +290,7 @@ def _apply_backward(ctx: Any, grad_out: Tensor) -> Any:
         self_k,
         self_v,
         num_targets,
-        activation=ctx.activations[0],
-        state_activation=ctx.activations[1],
+        **ctx.options,
     )
     own = (None, None) if self_k is None else (grad_self_k, grad_self_v)
     return grad_q, grad_state, None, None, None, *own, None

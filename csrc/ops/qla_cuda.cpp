@@ -1,0 +1,241 @@
+// The QLA ops on CUDA: allocation and launches. The contents of offsets and targets are checked by the kernels
+// (vista/cuda/qla.h): the host never waits for the device.
+#include <sstream>
+
+#include "cuda.h"
+#include "qla.h"
+#include "vista/cuda/qla.h"
+
+namespace vista {
+namespace {
+
+using cuda::QlaParams;
+using cuda::Stream;
+
+// Kernels read 16 bytes at a time; a view may start anywhere.
+Tensor packed(const Tensor& tensor) {
+  Tensor rows = torch::stable::contiguous(tensor);
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
+  return aligned ? rows : torch::stable::clone(rows);
+}
+
+// One call of an op: the params, and the tensors that they point at.
+class Call {
+ public:
+  QlaParams params{};
+
+  Call(const char* op, const Tensor& rows, int64_t d, int64_t e, const Tensor& seq_offsets, int64_t max_seq_len,
+       const std::optional<Tensor>& num_targets, const std::string& activation, bool allow_tf32)
+      : op_(op), rows_(rows), seq_offsets_(seq_offsets), num_targets_(num_targets) {
+    params.seq_offsets = device_indices(op, "seq_offsets", seq_offsets_, rows);
+    check(seq_offsets_.size(0) > 0, op, "seq_offsets must have batch + 1 entries, found none");
+    check(max_seq_len >= 0, op, "max_seq_len must not be negative, found ", max_seq_len);
+    params.dtype = kernel_dtype(rows.scalar_type());
+    params.allow_tf32 = allow_tf32;
+    params.activation = parse_activation(op, "activation", activation);
+    params.total = rows.size(0);
+    params.batch = seq_offsets_.size(0) - 1;
+    params.heads = rows.size(1);
+    params.d = d;
+    params.e = e;
+    params.max_seq_len = max_seq_len;
+    if (num_targets_.has_value()) {
+      check_per_sequence(op, "num_targets", *num_targets_, params.batch, rows);
+      params.num_targets = device_indices(op, "num_targets", *num_targets_, rows);
+    }
+  }
+
+  void scale_by(const std::optional<Tensor>& attn_scale) {
+    if (!attn_scale.has_value()) return;
+    check_scale(op_, *attn_scale, params.batch, rows_);
+    scale_ = torch::stable::contiguous(*attn_scale);
+    params.attn_scale = floats(*scale_);
+  }
+
+  // The tensors that a launch reads; null pointers for absent ones.
+  const void* read(const std::optional<Tensor>& tensor) {
+    if (!tensor.has_value()) return nullptr;
+    kept_.push_back(packed(*tensor));
+    return kept_.back().const_data_ptr();
+  }
+  const float* read_floats(const std::optional<Tensor>& tensor) { return static_cast<const float*>(read(tensor)); }
+
+  // The plan, then launch(stream). `sums_rows`: whether that takes a state or apply_backward.
+  template <typename Launch>
+  void run(bool sums_rows, const Launch& launch) {
+    Tensor workspace = torch::stable::new_empty(
+        rows_, {static_cast<int64_t>(cuda::qla_workspace_bytes(params, sums_rows))}, ScalarType::Byte);
+    params.workspace = workspace.mutable_data_ptr();
+    std::ostringstream shape;
+    shape << params.batch << " sequences, " << params.total << " rows of " << params.heads << " heads, head dims "
+          << params.d << " and " << params.e << " in " << dtype_name(rows_.scalar_type());
+    launch_on(op_, rows_, shape.str(), [&](Stream stream) {
+      const int code = cuda::launch_qla_plan(params, stream);
+      return code != 0 ? code : launch(stream);
+    });
+  }
+
+ private:
+  const char* op_;
+  const Tensor& rows_;
+  Tensor seq_offsets_;
+  std::optional<Tensor> num_targets_, scale_;
+  std::vector<Tensor> kept_;
+};
+
+Tensor qla_state_cuda(Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len, std::optional<Tensor> num_targets,
+                      std::string activation, bool allow_tf32) {
+  const char* op = "qla_state";
+  check_kv(op, k, v);
+  Call call(op, k, k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaParams& p = call.params;
+  Tensor state = state_like(k, p.batch, p.d, p.e);
+  p.k = call.read(k);
+  p.v = call.read(v);
+  p.state_out = mutable_floats(state);
+  call.run(true, [&](Stream stream) { return cuda::launch_qla_state(p, stream); });
+  return state;
+}
+
+std::tuple<Tensor, Tensor> qla_state_backward_cuda(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets,
+                                                   int64_t max_seq_len, std::optional<Tensor> num_targets,
+                                                   std::string activation, bool allow_tf32) {
+  const char* op = "qla_state_backward";
+  check_kv(op, k, v);
+  Call call(op, k, k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaParams& p = call.params;
+  check_state(op, "grad_state", grad_state, p.batch, k, p.d, p.e);
+  Tensor grad_k = rows_like(k, false), grad_v = rows_like(v, false);
+  p.k = call.read(k);
+  p.v = call.read(v);
+  p.grad_state = call.read_floats(grad_state);
+  p.grad_k = grad_k.mutable_data_ptr();
+  p.grad_v = grad_v.mutable_data_ptr();
+  call.run(false, [&](Stream stream) { return cuda::launch_qla_state_backward(p, stream); });
+  return {grad_k, grad_v};
+}
+
+// What qla_apply and its backward read.
+void read_apply(const char* op, Call& call, const Tensor& q, const Tensor& state, const Tensor& attn_scale,
+                const std::optional<Tensor>& num_targets, const std::optional<Tensor>& self_k,
+                const std::optional<Tensor>& self_v, const std::string& state_activation) {
+  QlaParams& p = call.params;
+  check_apply(op, q, state, p.batch, num_targets, self_k, self_v);
+  call.scale_by(attn_scale);
+  p.state_activation = parse_activation(op, "state_activation", state_activation);
+  p.own_term = self_k.has_value();
+  p.q = call.read(q);
+  p.k = call.read(self_k);
+  p.v = call.read(self_v);
+  p.state = call.read_floats(state);
+}
+
+int64_t last_size(const Tensor& tensor) { return tensor.dim() == 0 ? 0 : tensor.size(tensor.dim() - 1); }
+
+Tensor qla_apply_cuda(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
+                      std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
+                      std::string activation, std::string state_activation, bool allow_tf32) {
+  const char* op = "qla_apply";
+  check_rows(op, "q", q);
+  Call call(op, q, q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  read_apply(op, call, q, state, attn_scale, num_targets, self_k, self_v, state_activation);
+  QlaParams& p = call.params;
+  Tensor out = torch::stable::new_empty(q, {p.total, p.heads, p.e});
+  p.out = out.mutable_data_ptr();
+  call.run(false, [&](Stream stream) { return cuda::launch_qla_apply(p, stream); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> qla_apply_backward_cuda(
+    Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
+    std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
+    std::string activation, std::string state_activation, bool allow_tf32) {
+  const char* op = "qla_apply_backward";
+  check_rows(op, "q", q);
+  Call call(op, q, q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  read_apply(op, call, q, state, attn_scale, num_targets, self_k, self_v, state_activation);
+  QlaParams& p = call.params;
+  check_like(op, "grad_out", grad_out, "q", q, p.e);
+  // Without the own term its gradients have no rows; with it the kernel writes those of the targets only.
+  const int64_t own_rows = p.own_term ? p.total : 0;
+  Tensor grad_q = rows_like(q, false), grad_state = rows_like(state, false);
+  Tensor grad_self_k = torch::stable::new_zeros(q, {own_rows, p.heads, p.d});
+  Tensor grad_self_v = torch::stable::new_zeros(q, {own_rows, p.heads, p.e});
+  p.grad_out = call.read(grad_out);
+  p.grad_q = grad_q.mutable_data_ptr();
+  p.grad_k = grad_self_k.mutable_data_ptr();
+  p.grad_v = grad_self_v.mutable_data_ptr();
+  p.grad_state_out = mutable_floats(grad_state);
+  call.run(true, [&](Stream stream) { return cuda::launch_qla_apply_backward(p, stream); });
+  return {grad_q, grad_state, grad_self_k, grad_self_v};
+}
+
+std::tuple<Tensor, Tensor> qla_cuda(Tensor q, Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len,
+                                    std::optional<Tensor> num_targets, std::optional<Tensor> attn_scale,
+                                    std::string activation, std::string state_activation, bool allow_tf32) {
+  const char* op = "qla";
+  check_qkv(op, q, k, v);
+  Call call(op, q, q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaParams& p = call.params;
+  call.scale_by(attn_scale);
+  p.state_activation = parse_activation(op, "state_activation", state_activation);
+  p.own_term = num_targets.has_value();
+  Tensor state = state_like(q, p.batch, p.d, p.e), out = rows_like(v, false);
+  p.q = call.read(q);
+  p.k = call.read(k);
+  p.v = call.read(v);
+  p.state = p.state_out = mutable_floats(state);
+  p.out = out.mutable_data_ptr();
+  call.run(true, [&](Stream stream) {
+    const int code = cuda::launch_qla_state(p, stream);
+    return code != 0 ? code : cuda::launch_qla_apply(p, stream);
+  });
+  return {out, state};
+}
+
+std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optional<Tensor> grad_state, Tensor q,
+                                                     Tensor k, Tensor v, Tensor state, Tensor seq_offsets,
+                                                     int64_t max_seq_len, std::optional<Tensor> num_targets,
+                                                     std::optional<Tensor> attn_scale, std::string activation,
+                                                     std::string state_activation, bool allow_tf32) {
+  const char* op = "qla_backward";
+  check_qkv(op, q, k, v);
+  check_like(op, "grad_out", grad_out, "q", q, v.size(2));
+  Call call(op, q, q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaParams& p = call.params;
+  call.scale_by(attn_scale);
+  p.state_activation = parse_activation(op, "state_activation", state_activation);
+  p.own_term = num_targets.has_value();
+  check_state(op, "state", state, p.batch, q, p.d, p.e);
+  if (grad_state.has_value()) check_state(op, "grad_state", *grad_state, p.batch, q, p.d, p.e);
+  Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false), total_grad_state = rows_like(state, false);
+  p.q = call.read(q);
+  p.k = call.read(k);
+  p.v = call.read(v);
+  p.grad_out = call.read(grad_out);
+  p.state = call.read_floats(state);
+  p.grad_state = call.read_floats(grad_state);
+  p.grad_q = grad_q.mutable_data_ptr();
+  p.grad_k = grad_k.mutable_data_ptr();
+  p.grad_v = grad_v.mutable_data_ptr();
+  p.grad_state_out = mutable_floats(total_grad_state);
+  call.run(true, [&](Stream stream) {
+    const int code = cuda::launch_qla_apply_backward(p, stream);
+    if (code != 0) return code;
+    p.grad_state = p.grad_state_out;
+    return cuda::launch_qla_state_backward(p, stream);
+  });
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace
+}  // namespace vista
+
+STABLE_TORCH_LIBRARY_IMPL(vista, CUDA, m) {
+  m.impl("qla", TORCH_BOX(&vista::qla_cuda));
+  m.impl("qla_backward", TORCH_BOX(&vista::qla_backward_cuda));
+  m.impl("qla_state", TORCH_BOX(&vista::qla_state_cuda));
+  m.impl("qla_state_backward", TORCH_BOX(&vista::qla_state_backward_cuda));
+  m.impl("qla_apply", TORCH_BOX(&vista::qla_apply_cuda));
+  m.impl("qla_apply_backward", TORCH_BOX(&vista::qla_apply_backward_cuda));
+}
