@@ -1,0 +1,114 @@
+// Work items: a sequence is cut, by its own length only, into chunks of chunk_rows rows; one block works on one chunk of
+// one head. The rows behind the last sequence form a pseudo-sequence whose chunks are only written with zeros.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "vista/cuda/qla.h"
+
+namespace vista::cuda {
+
+constexpr int kPlanThreads = 1024;
+
+// What precedes a sequence: its first item, and its first slot among the partial sums, of which only sequences of more
+// than one chunk have any. A sequence without rows has an item all the same: somebody must write its state.
+struct Start {
+  int32_t item, slot;
+};
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Bounds that the host knows. The device's plan has exact numbers.
+inline int64_t most_items(const QlaParams& p) { return p.total / p.chunk_rows + p.batch + 1; }
+inline int64_t most_slots(const QlaParams& p) {
+  const int64_t full = p.total / p.chunk_rows;
+  return p.max_seq_len <= p.chunk_rows ? 0 : full + (p.batch < full ? p.batch : full);
+}
+
+// starts [batch + 2]: of the sequences, of the padding, and the totals
+__host__ __device__ inline Start* plan_of(const QlaParams& p) { return static_cast<Start*>(p.workspace); }
+__host__ __device__ inline int64_t plan_bytes(const QlaParams& p) {
+  return ceil_div((p.batch + 2) * static_cast<int64_t>(sizeof(Start)), 256) * 256;
+}
+// [slots, heads, d, e]
+__host__ __device__ inline float* partials_of(const QlaParams& p) {
+  return reinterpret_cast<float*>(static_cast<char*>(p.workspace) + plan_bytes(p));
+}
+
+__device__ inline int64_t index_at(const Indices& indices, int64_t i) {
+  return indices.is_int64 ? static_cast<const int64_t*>(indices.data)[i] : static_cast<const int32_t*>(indices.data)[i];
+}
+
+__device__ inline int64_t targets_of(const QlaParams& p, int64_t sequence) {
+  return p.num_targets.data == nullptr ? 0 : index_at(p.num_targets, sequence);
+}
+
+struct Work {
+  int64_t sequence;
+  int64_t begin, end;   // packed rows of the chunk
+  int64_t source_end;   // packed row at which the sequence's targets begin; may lie outside the chunk
+  int64_t first;        // first row of the sequence
+  int64_t length;       // rows of the sequence
+  int32_t slot;         // of the chunk's partial sum, if the sequence is longer than a chunk
+  int head;
+  int slice;            // of kSlices
+  bool padding;
+
+  // Rows [begin, product_end) have a result, [product_end, zero_end) are written with zeros. Gradients of keys and values
+  // concern source rows; targets get theirs from the own term, if there is one.
+  __device__ int64_t product_end(bool of_sources) const {
+    if (padding) return begin;
+    if (!of_sources || source_end >= end) return end;
+    return source_end > begin ? source_end : begin;
+  }
+  __device__ int64_t zero_end(bool of_sources, bool own_term) const {
+    return padding || (of_sources && !own_term) ? end : product_end(of_sources);
+  }
+};
+
+// The largest i in [0, n) with starts[i].item <= item, by the whole warp: 32 probes a step.
+__device__ inline int64_t last_start(const Start* starts, int64_t n, int32_t item) {
+  int64_t low = 0;
+  while (n > 1) {
+    const int64_t step = ceil_div(n, 32), at = static_cast<int64_t>(threadIdx.x % 32) * step;
+    const bool before = at < n && starts[low + at].item <= item;
+    const int64_t skipped = (31 - __clz(__ballot_sync(0xffffffffu, before))) * step;
+    low += skipped;
+    n = n - skipped < step ? n - skipped : step;
+  }
+  return low;
+}
+
+// False for a block beyond the work. Heads vary fastest: the rows of neighbouring heads are neighbours in memory.
+template <int kSlices>
+__device__ inline bool find_work(const QlaParams& p, Work& w) {
+  const int64_t heads = p.heads;
+  const int64_t rest = blockIdx.x / heads;
+  const int32_t item = static_cast<int32_t>(rest / kSlices);
+  w.head = static_cast<int>(blockIdx.x % heads);
+  w.slice = static_cast<int>(rest % kSlices);
+  const Start* starts = plan_of(p);
+  if (item >= starts[p.batch + 1].item) return false;
+  w.sequence = last_start(starts, p.batch + 1, item);
+  const Start start = starts[w.sequence];
+  w.padding = w.sequence == p.batch;
+  w.first = index_at(p.seq_offsets, w.sequence);
+  const int64_t last = w.padding ? p.total : index_at(p.seq_offsets, w.sequence + 1);
+  const int32_t chunk = item - start.item;
+  w.length = last - w.first;
+  w.begin = w.first + chunk * p.chunk_rows;
+  w.end = w.begin + p.chunk_rows < last ? w.begin + p.chunk_rows : last;
+  w.source_end = w.padding ? last : last - targets_of(p, w.sequence);
+  w.slot = start.slot + chunk;
+  return true;
+}
+
+__device__ inline float scale_of(const QlaParams& p, int64_t sequence, int64_t sources) {
+  if (p.attn_scale != nullptr) return p.attn_scale[sequence];
+  return 1.f / static_cast<float>(sources > 1 ? sources : 1);
+}
+
+}  // namespace vista::cuda
