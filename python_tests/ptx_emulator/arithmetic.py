@@ -24,9 +24,9 @@ def elementwise(d: Decoder, ins: Instruction, ufunc: Callable, *types: str, resu
     def run(m) -> None:
         r, mask = m.r, m.mask
         if mask is None:
-            ufunc(*[r[s] for s in slots], r[out])
+            ufunc(*[r[s] for s in slots], out=r[out])
         else:
-            ufunc(*[r[s] for s in slots], r[out], where=mask[:, None] if pairs else mask)
+            ufunc(*[r[s] for s in slots], out=r[out], where=mask[:, None] if pairs else mask)
 
     if len(slots) == 2 and not pairs:  # the common case, without the list
         a, b = slots
@@ -34,9 +34,9 @@ def elementwise(d: Decoder, ins: Instruction, ufunc: Callable, *types: str, resu
         def run_two(m) -> None:
             r = m.r
             if m.mask is None:
-                ufunc(r[a], r[b], r[out])
+                ufunc(r[a], r[b], out=r[out])
             else:
-                ufunc(r[a], r[b], r[out], where=m.mask)
+                ufunc(r[a], r[b], out=r[out], where=m.mask)
 
         return run_two
     return run

@@ -57,21 +57,20 @@ class AsyncCopies:
     def _check_source(self, ins, source: np.ndarray, width: int, filled: np.ndarray) -> np.ndarray | None:
         wave, memory = self.wave, self.wave.unit.memory
         offsets = (source - np.uint64(memory.base)).view(np.int64)
-        if (filled == width).all():
-            return offsets if wave.unit.readable(ins, source, width)[1] is None else None
-        # Lanes that fill with zeros need not point anywhere; the others are read byte by byte, since any count may be
-        # asked for.
+        # Lanes that fill with zeros need not point anywhere. The rare ones that read a part are checked byte by byte.
+        reads = [(filled == width, 0, width)]
+        partly = (filled > 0) & (filled < width)
+        if partly.any():
+            if (source[partly] & np.uint64(width - 1)).any():
+                wave.report("misaligned", ins, f"source of a {width}-byte copy", int(np.argmax(partly)))
+            reads += [(partly & (filled > byte), byte, 1) for byte in range(width)]
         saved = wave.mask
-        executing = np.ones(wave.slice.size, bool) if saved is None else saved
         sound = True
-        for byte in range(int(filled.max())):
-            reads = filled > byte
-            wave.mask = executing.copy()
-            wave.mask[executing] = reads
-            if byte == 0 and (source[reads] & np.uint64(width - 1)).any():
-                wave.report("misaligned", ins, f"source of a {width}-byte copy", 0)
-            sound &= wave.unit.readable(ins, source[reads] + np.uint64(byte), 1)[1] is None
-        wave.mask = saved
+        for which, byte, size in reads:
+            if which.any():
+                wave.narrow(which)
+                sound &= wave.unit.readable(ins, source[which] + np.uint64(byte), size)[1] is None
+                wave.mask = saved
         return offsets if sound else None
 
     def commit(self) -> None:

@@ -309,7 +309,5 @@ def _granule(kernel: Kernel, space: str) -> int:
             vector = {"v2": 2, "v4": 4}.get(ins.one_of("v2", "v4") or "", 1)
             widths.append(TYPE_BYTES[ins.type] * vector)
         elif ins.opcode == "cp" and ins.has("async") and len(ins.operands) > 2:
-            width = ins.operands[2]
-            partial = len(ins.operands) > 3 and space == "global"  # the source may be read in part
-            widths.append(1 if partial else width.value if isinstance(width, Immediate) else 4)
+            widths.append(min(ins.operands[2].value, 4) if len(ins.operands) > 3 else ins.operands[2].value)
     return min(widths)

@@ -137,21 +137,26 @@ class EmulatedLibrary:
     def host(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(self.path))
 
-    def mutate(self, pattern: str, replacement: str, kernel: str = "", count: int = 0) -> EmulatedLibrary:
+    def mutate(self, pattern: str, replacement: str, kernel: str = "", occurrence: int | None = None) -> EmulatedLibrary:
         """The same host code with other device code: re.sub on the PTX, of kernels whose name has `kernel` in it.
 
-        `count` limits the replacements, 0 for all. It is an error if nothing changes.
+        `occurrence` picks one match, from 0 in the order of the text. It is an error if nothing matches.
         """
-        changed = 0
+        seen = 0
+
+        def replace(match: re.Match[str]) -> str:
+            nonlocal seen
+            seen += 1
+            return match.expand(replacement) if occurrence in (None, seen - 1) else match[0]
+
         texts = []
         for text in self.ptx:
-            parts = re.split(r"(?=^\.visible \.entry |^\.entry )", text, flags=re.MULTILINE)
+            parts = re.split(r"(?=^(?:\.visible )?\.entry )", text, flags=re.MULTILINE)
             for i, part in enumerate(parts):
                 name = re.match(r"(?:\.visible )?\.entry\s+([\w$]+)", part)
-                if name and kernel in name[1] and not (count and changed >= count):
-                    parts[i], times = re.subn(pattern, replacement, part, count=count - changed if count else 0)
-                    changed += times
+                if name and kernel in name[1]:
+                    parts[i] = re.sub(pattern, replace, part)
             texts.append("".join(parts))
-        if not changed:
-            raise ValueError(f"{pattern!r} is nowhere in the PTX")
+        if texts == self.ptx:
+            raise ValueError(f"{pattern!r} changes nothing: {seen} places in the PTX")
         return EmulatedLibrary(self.path, texts)

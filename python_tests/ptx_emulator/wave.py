@@ -123,6 +123,14 @@ class Wave:
         """Of an array over the slice, the entries of the lanes that execute."""
         return array if self.mask is None else array[self.mask]
 
+    def narrow(self, which: np.ndarray) -> None:
+        """Lets only some of the executing lanes go on executing. The caller puts the mask back."""
+        if which.all():
+            return
+        executing = np.ones(self.slice.size, bool) if self.mask is None else self.mask.copy()
+        executing[executing] = which
+        self.mask = executing
+
     def by_warp(self, values: np.ndarray) -> np.ndarray:
         """Of an array over the executing lanes, one row per warp with -1 for lanes that do not execute."""
         if self.mask is None:
