@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a smoke run: the small cases only, few rounds")
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="what runs the cases")
     parser.addoption(
-        "--rows", type=Path, help="with --device cuda: append each row here, as JSON lines; cases in it are left out"
+        "--rows",
+        type=Path,
+        help="with --device cuda: append each row here, as JSON lines; cases in it that this card ran are left out",
     )
 
 
@@ -55,7 +57,7 @@ def _cases_in(path: Path | None) -> set[tuple[str, str]]:
     if path is None or not path.exists():
         return set()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {(row["op"], row["case"]) for row in rows}
+    return {(row["op"], row["case"]) for row in rows if row["card"] == torch.cuda.get_device_name()}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -40,6 +40,7 @@ class Clock(Protocol):
     """Times calls that are run in turn, on a device."""
 
     device: str
+    name: str
     cache_bytes: int
 
     def time(self, calls: Sequence[Callable[[], Any]], capturable: bool, seconds: float) -> Timing: ...
@@ -48,6 +49,7 @@ class Clock(Protocol):
 class CudaClock:
     def __init__(self) -> None:
         self.device = "cuda"
+        self.name = torch.cuda.get_device_name()
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
 
     def time(self, calls: Sequence[Callable[[], Any]], capturable: bool, seconds: float = SECONDS) -> Timing:
@@ -124,6 +126,7 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         "dtype": str(case.dtype).removeprefix("torch."),
         "backward": case.backward,
         "device": clock.device,
+        "card": clock.name,
         "bytes": case.bytes,
         "flops": case.flops,
         "copies": copies,

@@ -21,6 +21,7 @@ class WallClock:
     """Stands in for a device's."""
 
     device = "cpu"
+    name = "this CPU"
     cache_bytes = 0
 
     def __init__(self):
