@@ -1,4 +1,4 @@
-OPS = ("qla",)
+OPS = ("qla", "qla_state")
 
 
 def bench_qla(compare, case):

@@ -5,8 +5,8 @@ A case is data until `make(device)` builds its tensors, so that runs on other de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from vista_ext.reference.cache_rows import quantize_rows as reference_rows
 
 HEADS, DIM = 4, 64  # one row of 256 values: the published model's size
 TOKENS, WIDTH = 128, 256  # one user's summary
+# Of a larger result this much, spread over the batch, is compared in float64: the rest would not fit beside it.
+MAX_CHECKED_ROWS, MAX_CHECKED_USERS = 300_000, 1024
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Problem:
     """A case with its tensors.
 
     `values` turns a result into tensors that can be compared with `exact` (float64) by the error of `reference`, a
-    naive computation in the case's own dtype.
+    naive computation in the case's own dtype. All three look at the same part of a large result, named by `checked`.
     """
 
     inputs: tuple[Tensor, ...]  # what is differentiated
@@ -36,6 +38,8 @@ class Problem:
     exact: Callable[[], Sequence[Tensor]]
     reference: Callable[[], Sequence[Tensor]]
     values: Callable[[Any], Sequence[Tensor]]
+    checked: str = "all of it"
+    foreign: Callable[[], Mapping[str, peers.Peer | str]] = dict  # peers from other packages, or why there is none
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Case:
     threads: int | None = None  # None: as many as torch uses
     quick: bool = False  # part of the smoke run, which leaves the others out
     peers: tuple[str, ...] = ("eager", "compile")
+    why_missing: str = ""  # the reason for a peer that is left out
 
     @property
     def id(self) -> str:
@@ -60,13 +65,15 @@ class Case:
         return "-".join(parts + ([f"{self.threads}t"] if self.threads else []))
 
 
-def differentiable(function: Callable[..., Tensor], inputs: Sequence[Tensor], backward: bool) -> tuple[Tensor, ...]:
-    """`(out,)`, or `(out, *gradients)` for a fixed gradient of the output."""
+def differentiable(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], backward: bool, grad: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """`(out,)`, or `(out, *gradients)` for a fixed gradient of the output, made here unless given."""
     if not backward:
         with torch.no_grad():
             return (function(*inputs),)
     out = function(*inputs)
-    return out, *torch.autograd.grad(out, inputs, torch.ones_like(out) * 0.5)
+    return out, *torch.autograd.grad(out, inputs, torch.ones_like(out) * 0.5 if grad is None else grad)
 
 
 def _float_problem(
@@ -75,36 +82,76 @@ def _float_problem(
     ours: Callable[..., Tensor],
     composition: Callable[..., Tensor],
     reference: Callable[..., Tensor],
+    part: Callable[[Tensor], Tensor] = lambda x: x,
+    **options: Any,
 ) -> Problem:
+    """`reference` takes, and is compared with, `part` of each tensor."""
+
+    def of_part(dtype: torch.dtype | None) -> Sequence[Tensor]:
+        some = [part(x.detach()).to(dtype or x.dtype).requires_grad_() for x in inputs]
+        return [x.detach() for x in differentiable(reference, some, backward)]
+
     return Problem(
         inputs=tuple(inputs),
         ours=ours,
         composition=composition,
-        exact=lambda: differentiable(reference, [x.detach().double().requires_grad_() for x in inputs], backward),
-        reference=lambda: differentiable(reference, inputs, backward),
-        values=lambda result: result,
+        exact=lambda: of_part(torch.float64),
+        reference=lambda: of_part(None),
+        values=lambda result: [part(x) for x in result],
+        **options,
     )
 
 
-def _rows(device: str, dtype: torch.dtype, counts: Sequence[int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(n, HEADS, DIM, generator=generator).to(device=device, dtype=dtype).requires_grad_() for n in counts
-    ]
+def _rows(device: str, dtype: torch.dtype, counts: Sequence[int], heads: int = HEADS, dim: int = DIM) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    return [torch.randn(n, heads, dim, generator=generator, device=device).to(dtype).requires_grad_() for n in counts]
 
 
-def _qla(shape: str, lengths: Sequence[int], targets: int, dtype: torch.dtype, backward: bool, **options: Any) -> Case:
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count`, evenly from the first to the last."""
+    return sorted({i * (count - 1) // max(1, limit - 1) for i in range(limit)}) if count > limit else list(range(count))
+
+
+def _sequences(lengths: Sequence[int]) -> tuple[list[int], Callable[[Tensor], Tensor], str]:
+    """Which sequences are checked, their rows of a tensor, and what to call them."""
+    longest = max(lengths)
+    chosen = _spread(len(lengths), max(1, MAX_CHECKED_ROWS // longest))
+    if len(chosen) == len(lengths):
+        return chosen, lambda x: x, "all of it"
+    parts = lambda x: torch.cat([x.split(list(lengths))[i] for i in chosen])  # noqa: E731
+    return chosen, parts, f"{len(chosen)} of {len(lengths)} sequences"
+
+
+def qla_case(
+    shape: str,
+    lengths: Sequence[int],
+    targets: int,
+    dtype: torch.dtype,
+    backward: bool,
+    heads: int = HEADS,
+    dim: int = DIM,
+    **options: Any,
+) -> Case:
     total, item = sum(lengths), dtype.itemsize
 
     def make(device: str) -> Problem:
         offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device)
         num_targets = torch.full((len(lengths),), targets, device=device)
+        chosen, part, checked = _sequences(lengths)
+        some = torch.tensor([0, *torch.tensor([lengths[i] for i in chosen]).cumsum(0).tolist()], device=device)
+        if device == "cpu":
+            peer = peers.qla(lengths, targets, activate_once=backward)
+        else:
+            peer = peers.qla_on_gpu(lengths, targets)
         return _float_problem(
-            _rows(device, dtype, [total] * 3),
+            _rows(device, dtype, [total] * 3, heads, dim),
             backward,
             lambda *x: ops.qla(*x, offsets, max(lengths), num_targets=num_targets),
-            peers.qla(lengths, targets, activate_once=backward),
-            partial(qla_by_state, seq_offsets=offsets, num_targets=num_targets),
+            peer,
+            partial(qla_by_state, seq_offsets=some, num_targets=num_targets[: len(chosen)]),
+            part=part,
+            checked=checked,
+            foreign=lambda: peers.linear_attention(lengths, offsets),
         )
 
     # Forward reads q, k, v and writes out; backward reads q, k, v, grad and writes three gradients.
@@ -112,15 +159,38 @@ def _qla(shape: str, lengths: Sequence[int], targets: int, dtype: torch.dtype, b
         "qla",
         shape,
         dtype,
-        bytes=total * HEADS * DIM * item * (4 + 7 * backward),
-        flops=total * HEADS * 4 * DIM * DIM * (3 if backward else 1),
+        bytes=total * heads * dim * item * (4 + 7 * backward),
+        flops=total * heads * 4 * dim * dim * (3 if backward else 1),
         make=make,
         backward=backward,
         **options,
     )
 
 
-def _cross_attn(
+def state_case(shape: str, batch: int, length: int, dtype: torch.dtype, **options: Any) -> Case:
+    """The part of a layer with few queries (the seeds, in the last one) that grows with the history."""
+    total = batch * length
+
+    def make(device: str) -> Problem:
+        offsets = torch.arange(batch + 1, device=device) * length
+        chosen, part, checked = _sequences([length] * batch)
+
+        def reference(k: Tensor, v: Tensor) -> Tensor:
+            k, v = (x.view(len(chosen), length, HEADS, DIM) for x in (k, v))
+            return torch.einsum("bnhd,bnhe->bhde", torch.nn.functional.silu(k), v)
+
+        inputs = _rows(device, dtype, [total] * 2)
+        ours = lambda k, v: ops.qla_state(k, v, offsets, length)  # noqa: E731
+        problem = _float_problem(inputs, False, ours, peers.qla_state(batch), reference, part=part, checked=checked)
+        # States are float32 whatever the rows are.
+        naive, values = problem.reference, lambda result: [result[0].float()[chosen]]
+        return replace(problem, reference=lambda: [x.float() for x in naive()], values=values)
+
+    moved = total * HEADS * DIM * 2 * dtype.itemsize + batch * HEADS * DIM * DIM * 4
+    return Case("qla_state", shape, dtype, bytes=moved, flops=total * HEADS * 2 * DIM * DIM, make=make, **options)
+
+
+def cross_attn_case(
     shape: str, groups: int, queries: int, users: int, own: bool, dtype: torch.dtype, backward: bool, **options: Any
 ) -> Case:
     rows, keys, item = groups * queries, users * TOKENS, dtype.itemsize
@@ -180,19 +250,26 @@ def _group(scheme: str) -> int:
     return 64 if scheme == "int4" else WIDTH
 
 
-def _summaries(users: int) -> Tensor:
-    return torch.randn(users, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+def _summaries(users: int, device: str = "cpu") -> Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(users, TOKENS, WIDTH, generator=generator, device=device)
 
 
 def _random_slots(users: int, slots: int) -> Tensor:
     return torch.randperm(slots, generator=torch.Generator().manual_seed(1))[:users]
 
 
-def _gather(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: Any) -> Case:
+def _checked_users(users: int) -> tuple[list[int], str]:
+    chosen = _spread(users, MAX_CHECKED_USERS)
+    return chosen, "all of it" if len(chosen) == users else f"{len(chosen)} of {users} users"
+
+
+def gather_case(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: Any) -> Case:
     def make(device: str) -> Problem:
-        distinct = ops.quantize_rows(_summaries(64), scheme=scheme)
-        cache = distinct[torch.arange(slots) % 64].to(device)
+        distinct = ops.quantize_rows(_summaries(64), scheme=scheme).to(device)
+        cache = distinct[torch.arange(slots, device=device) % 64]
         at = _random_slots(users, slots).to(device)
+        chosen, checked = _checked_users(users)
         views = _typed_views(cache, scheme)
         naive = peers.dequantize(TOKENS, WIDTH, scheme, _group(scheme), dtype)
         exact = peers.dequantize(TOKENS, WIDTH, scheme, _group(scheme), torch.float64)
@@ -200,9 +277,11 @@ def _gather(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: 
             inputs=(),
             ours=lambda: ops.cache_gather(cache, at, TOKENS, WIDTH, scheme=scheme, dtype=dtype)[0],
             composition=lambda: naive(at, *views),
-            exact=lambda: [exact(at, *views)],
-            reference=lambda: [naive(at, *views)],
-            values=lambda result: [result],
+            exact=lambda: [exact(at[chosen], *views)],
+            reference=lambda: [naive(at[chosen], *views)],
+            values=lambda result: [result[chosen]],
+            checked=checked,
+            foreign=lambda: peers.fbgemm_dequantize(scheme, users, TOKENS, WIDTH, device),
         )
 
     values = users * TOKENS * WIDTH
@@ -217,21 +296,29 @@ def _gather(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: 
     )
 
 
-def _quantize(users: int, dtype: torch.dtype, **options: Any) -> Case:
+def quantize_case(users: int, dtype: torch.dtype, **options: Any) -> Case:
     def make(device: str) -> Problem:
-        x = _summaries(users).to(device=device, dtype=dtype)
+        x = _summaries(users, device).to(dtype)
         back = partial(ops.dequantize_rows, tokens=TOKENS, dim=WIDTH)
+        chosen, checked = _checked_users(users)
 
         def values(result: Tensor | tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-            return [back(result) if isinstance(result, Tensor) else result[0].float() * result[1].float()]
+            if isinstance(result, Tensor):
+                return [back(result[chosen])]
+            return [result[0][chosen].float() * result[1][chosen].float()]
+
+        def reference() -> Sequence[Tensor]:
+            rows = torch.from_numpy(reference_rows(x[chosen].float().cpu().numpy(), "int8", WIDTH))
+            return [back(rows).to(device)]
 
         return Problem(
             inputs=(),
             ours=lambda: ops.quantize_rows(x),
             composition=lambda: peers.quantize_int8(x),
-            exact=lambda: [x.double()],
-            reference=lambda: [back(torch.from_numpy(reference_rows(x.float().cpu().numpy(), "int8", WIDTH)))],
+            exact=lambda: [x[chosen].double()],
+            reference=reference,
             values=values,
+            checked=checked,
         )
 
     values = users * TOKENS * WIDTH
@@ -239,20 +326,21 @@ def _quantize(users: int, dtype: torch.dtype, **options: Any) -> Case:
     return Case("quantize_rows", f"int8 {users} users", dtype, bytes=moved, flops=2 * values, make=make, **options)
 
 
-def _scatter(users: int, slots: int, **options: Any) -> Case:
+def scatter_case(users: int, slots: int, **options: Any) -> Case:
     row_bytes = _layout("int8")["row_bytes"]
 
     def make(device: str) -> Problem:
         rows = torch.randint(256, (users, row_bytes), dtype=torch.uint8, device=device)
         cache = torch.zeros(slots, row_bytes, dtype=torch.uint8, device=device)
         at = _random_slots(users, slots).to(device)
+        chosen, checked = _checked_users(users)
 
         def ours() -> Tensor:
             ops.cache_scatter_(cache, at, rows)
             return cache
 
         def values(result: Tensor) -> Sequence[Tensor]:
-            written = result[at].float()
+            written = result[at[chosen]].float()
             cache.zero_()  # the next implementation must write for itself
             return [written]
 
@@ -260,9 +348,10 @@ def _scatter(users: int, slots: int, **options: Any) -> Case:
             inputs=(),
             ours=ours,
             composition=lambda: peers.scatter(cache, at, rows),
-            exact=lambda: [rows.double()],
-            reference=lambda: [rows.float()],
+            exact=lambda: [rows[chosen].double()],
+            reference=lambda: [rows[chosen].float()],
             values=values,
+            checked=checked,
         )
 
     shape = f"int8 {users} of {slots} users"
@@ -279,22 +368,22 @@ def _cases() -> list[Case]:
     for dtype in (fp32, bf16):
         for backward in (False, True):
             cases += [
-                *[_qla("8 x 2k-6k", jagged, 16, dtype, backward, threads=threads) for threads in (1, None)],
-                _qla("1 x 64k", [65536], 16, dtype, backward),
-                _cross_attn("32 users x 256", 32, 256, 32, False, dtype, backward),
-                _cross_attn("32 users x 256 own", 32, 256, 32, True, dtype, backward),
+                *[qla_case("8 x 2k-6k", jagged, 16, dtype, backward, threads=threads) for threads in (1, None)],
+                qla_case("1 x 64k", [65536], 16, dtype, backward),
+                cross_attn_case("32 users x 256", 32, 256, 32, False, dtype, backward),
+                cross_attn_case("32 users x 256 own", 32, 256, 32, True, dtype, backward),
             ]
         cases += [
-            _cross_attn("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False),
-            _gather("int8", 512, 8192, dtype),
-            _quantize(512, dtype),
+            cross_attn_case("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False),
+            gather_case("int8", 512, 8192, dtype),
+            quantize_case(512, dtype),
         ]
-    cases += [_gather("int4", 512, 8192, bf16), _gather("fp8_e4m3", 512, 8192, bf16), _scatter(512, 8192)]
+    cases += [gather_case("int4", 512, 8192, bf16), gather_case("fp8_e4m3", 512, 8192, bf16), scatter_case(512, 8192)]
     cases += [
-        _qla("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
-        _cross_attn("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
-        _gather("int8", 16, 64, fp32, quick=True),
-        _quantize(16, fp32, quick=True),
+        qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
+        cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
+        gather_case("int8", 16, 64, fp32, quick=True),
+        quantize_case(16, fp32, quick=True),
     ]
     return cases
 

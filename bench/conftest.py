@@ -1,34 +1,63 @@
-"""Verifies, times and reports a case. Ours and the peers take turns, so that a noisy machine disturbs all alike."""
+"""Verifies, times and reports a case. Ours and the peers take turns, so that a noisy machine disturbs all alike.
+
+On a CUDA device (`--device cuda`) there are other cases (gpu_cases.py) and another way to time (cuda_timing.py).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.cases import CASES, Case, differentiable
+from bench import cases, cuda_timing, gpu_cases
+from bench.cases import Case, differentiable
 from vista_ext.testing import assert_as_good_as
 
 MAX_ROUNDS = 25
 MAX_SECONDS = 2.0  # of a case's rounds, unless MIN_ROUNDS take longer
 MIN_ROUNDS = 5
+ROWS = pytest.StashKey[list[dict[str, Any]]]()  # of a CUDA device; pytest-benchmark keeps those of the CPU
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a smoke run: the small cases only, few rounds")
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="what runs the cases")
+    parser.addoption(
+        "--rows",
+        type=Path,
+        help="with --device cuda: append each row here, as JSON lines; cases in it that this card ran are left out",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each bench file names its ops in OPS; its `case` argument runs over their cases."""
     if "case" in metafunc.fixturenames:
-        quick = metafunc.config.getoption("--quick")
-        chosen = [case for case in CASES if case.op in metafunc.module.OPS and case.quick == quick]
+        option = metafunc.config.getoption
+        every = gpu_cases.CASES if option("--device") == "cuda" else cases.CASES
+        done = _cases_in(option("--rows"))
+        chosen = [case for case in every if case.op in metafunc.module.OPS and case.quick == option("--quick")]
+        chosen = [case for case in chosen if (case.op, case.id) not in done]
         metafunc.parametrize("case", chosen, ids=[f"{case.op}-{case.id}" for case in chosen])
+
+
+def _cases_in(path: Path | None) -> set[tuple[str, str]]:
+    if path is None or not path.exists():
+        return set()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(row["op"], row["case"]) for row in rows if row["card"] == torch.cuda.get_device_name()}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,12 +70,31 @@ def _warm_allocator() -> None:
         mallopt(mmap_max, 0)
 
 
+@pytest.fixture(scope="session")
+def clock_and_bandwidth() -> tuple[cuda_timing.Clock, float]:
+    clock = cuda_timing.CudaClock()
+    return clock, cuda_timing.copy_bandwidth(clock)
+
+
 @pytest.fixture
-def compare(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Callable[[Case], None]]:
-    """A function that runs one case and leaves its numbers in the benchmark's `extra_info`."""
+def compare(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], None]]:
+    """A function that runs one case and keeps its numbers: in the benchmark's `extra_info`, on a GPU as a row."""
+    if request.config.getoption("--device") == "cuda":
+        yield lambda case: _measure(case, request.config, *request.getfixturevalue("clock_and_bandwidth"))
+        return
+    benchmark = request.getfixturevalue("benchmark")
     threads = torch.get_num_threads()
     yield lambda case: _compare(case, benchmark, request.config)
     torch.set_num_threads(threads)
+
+
+def _measure(case: Case, config: pytest.Config, clock: cuda_timing.Clock, bandwidth: float) -> None:
+    row = cuda_timing.measure(case, clock, bandwidth)
+    config.stash[ROWS].append(row)
+    path = config.getoption("--rows")
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
@@ -108,6 +156,14 @@ def _runner(case: Case, inputs: tuple[torch.Tensor, ...], function: Callable[...
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.stash[ROWS]:
+        terminalreporter.section("per op and shape: GPU time, and its ratio to a plain copy of as many bytes")
+        for row in config.stash[ROWS]:
+            peers = [f"{key.removeprefix('ratio_to_')} x{row[key]:.2f}" for key in row if key.startswith("ratio_to_")]
+            terminalreporter.write_line(
+                f"{row['op']:<14} {row['case']:<40} {row['ours_ms']:9.3f} ms  {', '.join(peers)}"
+            )
+        return
     session = getattr(config, "_benchmarksession", None)
     rows = [bench.extra_info for bench in session.benchmarks if bench.extra_info] if session else []
     if not rows:

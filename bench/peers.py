@@ -1,18 +1,29 @@
-"""The plain torch compositions that the ops are compared with, each the fastest of the formulations tried.
+"""What the ops are compared with: plain torch compositions, and on a GPU kernels of other packages (`Peer`).
 
+Each composition is the fastest of the formulations tried on a CPU; those for a GPU were not chosen by measurement.
 Shapes are baked in (lengths are Python numbers), which is more than a real jagged batch grants a compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 
-def qla(lengths: Sequence[int], targets: int, *, activate_once: bool) -> Callable[..., Tensor]:
+@dataclass(frozen=True)
+class Peer:
+    """A kernel of another package. Its values are not compared: `note` says in what it differs from ours."""
+
+    run: Callable[..., object]
+    note: str
+    capturable: bool = True  # in a CUDA graph
+
+
+def qla(lengths: Sequence[int], targets: int, *, activate_once: bool, device: str = "cpu") -> Callable[..., Tensor]:
     """Per sequence two products in the heads' own layout; the targets' own terms of the whole batch at once.
 
     Args:
@@ -21,8 +32,8 @@ def qla(lengths: Sequence[int], targets: int, *, activate_once: bool) -> Callabl
         activate_once: phi1 on the packed rows (faster forward and backward) or per sequence (faster forward).
     """
     ends = torch.tensor(lengths).cumsum(0)
-    own_rows = (ends[:, None] - targets + torch.arange(targets)).flatten()
-    own_scale = (1 / (torch.tensor(lengths) - targets)).repeat_interleave(targets)[:, None, None]
+    own_rows = (ends[:, None] - targets + torch.arange(targets)).flatten().to(device)
+    own_scale = (1 / (torch.tensor(lengths) - targets)).repeat_interleave(targets)[:, None, None].to(device)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = (silu(q[own_rows]) * silu(k[own_rows])).sum(-1, keepdim=True) * own_scale.to(q.dtype) * v[own_rows]
@@ -39,6 +50,78 @@ def qla(lengths: Sequence[int], targets: int, *, activate_once: bool) -> Callabl
         return torch.cat(outs).index_add(0, own_rows, own)
 
     return run
+
+
+def qla_uniform(batch: int, targets: int) -> Callable[..., Tensor]:
+    """Sequences of one length as a batch of products."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.view(batch, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        q, k = silu(q), silu(k)
+        sources = q.shape[2] - targets
+        state = k[:, :, :sources].transpose(-1, -2) @ v[:, :, :sources]
+        out = q @ silu(state / sources)
+        own = (q[:, :, sources:] * k[:, :, sources:]).sum(-1, keepdim=True) / sources * v[:, :, sources:]
+        out = torch.cat([out[:, :, :sources], out[:, :, sources:] + own], 2) if targets else out
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return run
+
+
+def qla_on_gpu(lengths: Sequence[int], targets: int) -> Callable[..., Tensor]:
+    """The batched form where lengths are equal, else the loop over sequences."""
+    if len(set(lengths)) == 1:
+        return qla_uniform(len(lengths), targets)
+    return qla(lengths, targets, activate_once=True, device="cuda")
+
+
+def qla_state(batch: int) -> Callable[..., Tensor]:
+    """States of sequences of one length, in the rows' own dtype."""
+
+    def run(k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.view(batch, -1, *x.shape[1:]) for x in (k, v))
+        return silu(k).permute(0, 2, 3, 1) @ v.transpose(1, 2)
+
+    return run
+
+
+def linear_attention(lengths: Sequence[int], offsets: Tensor) -> Mapping[str, Peer | str]:
+    """fla's chunked linear attention at the same shape."""
+    try:
+        from fla.ops.linear_attn import chunk_linear_attn
+    except Exception as error:  # whatever hinders the import is the reason
+        return {"fla": f"fla is not importable here: {error}"}
+    equal = len(set(lengths)) == 1
+    scale = len(lengths) / sum(lengths)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.view(len(lengths) if equal else 1, -1, *x.shape[1:]) for x in (silu(q), silu(k), v))
+        ends = None if equal else offsets
+        return chunk_linear_attn(q, k, v, scale=scale, normalize=False, cu_seqlens=ends)[0]
+
+    return {"fla": Peer(run, "causal, no phi2, no own term; SiLU applied outside, by torch", capturable=equal)}
+
+
+def fbgemm_dequantize(scheme: str, users: int, tokens: int, dim: int, device: str) -> Mapping[str, Peer | str]:
+    """FBGEMM's dequantization of a key/value cache with as many values: half of the users as keys, half as values."""
+    if scheme == "int8":
+        return {"fbgemm": "genai dequantizes int4 and fp8 caches only"}
+    try:
+        import fbgemm_gpu.experimental.gen_ai  # noqa: F401  (registers the ops)
+    except Exception as error:  # whatever hinders the import is the reason
+        return {"fbgemm": f"FBGEMM genai is not importable here: {error}"}
+    op = getattr(torch.ops.fbgemm, "dequantize_int4_cache" if scheme == "int4" else "dequantize_fp8_cache")
+    head = 128  # the one head size of these kernels
+    groups = 2 if scheme == "int4" else 1
+    width = head // 2 + 4 * groups if scheme == "int4" else head + 4
+    # Small bytes: any scale that they spell is finite.
+    halves = [
+        torch.randint(60, (users // 2, tokens, dim // head, width), dtype=torch.uint8, device=device) for _ in range(2)
+    ]
+    lengths = torch.full((users // 2,), tokens, dtype=torch.int32, device=device)
+    options = {"num_groups": groups} if scheme == "int4" else {}
+    note = "rows in their place (no slots), scales within the row, its own layout"
+    return {"fbgemm": Peer(lambda: op(*halves, lengths, **options), note)}
 
 
 def cross_attn(groups: int, sequences: int, kv_index: Tensor | None) -> Callable[..., Tensor]:

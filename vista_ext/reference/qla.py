@@ -64,7 +64,7 @@ def qla_by_rows(
         length = end - begin
         sources = length - (0 if num_targets is None else int(num_targets[b]))
         scale = 1 / max(1, sources) if attn_scale is None else attn_scale[b].to(q.dtype)
-        column = torch.arange(length)
+        column = torch.arange(length, device=q.device)
         sees = (column[None, :] < sources) | (column[None, :] == column[:, None])
         scores = torch.einsum("ihd,jhd->hij", phi1(q[begin:end]), phi1(k[begin:end])) * scale
         out[begin:end] = torch.einsum("hij,jhe->ihe", scores * sees, v[begin:end])

@@ -1,0 +1,152 @@
+"""The page of a GPU check: its record (gpu_check.json) as Markdown tables, and the targets with met or not met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+PEERS = ("eager", "compile", "fla", "fbgemm")
+
+
+@dataclass(frozen=True)
+class Target:
+    text: str
+    op: str
+    shapes: tuple[str, ...]  # as in the case's shape, or its beginning
+    backward: bool
+    value: Callable[[Row], float | None]
+    met: Callable[[float], bool]
+
+
+def _of_floor(limit: float) -> dict[str, Any]:
+    return {"value": lambda row: row["ratio_to_floor"], "met": lambda value: value <= limit}
+
+
+QLA_SHAPES = ("512 x 2000", "512 x 16000", "1 x 1000000")
+USERS = ("int8 512 ", "int8 4096 ", "int8 65536 ")
+_FASTER: dict[str, Any] = {"value": lambda row: row.get("ratio_to_fla"), "met": lambda value: value >= 2.5}
+# Those of bfloat16, stated for an H100.
+TARGETS = [
+    *[
+        target
+        for backward, name in ((False, "forward"), (True, "forward + backward"))
+        for target in (
+            Target(f"QLA {name}: at most 1.25 x floor", "qla", QLA_SHAPES, backward, **_of_floor(1.25)),
+            Target(f"QLA {name}: at least 2.5 x faster than fla", "qla", QLA_SHAPES, backward, **_FASTER),
+        )
+    ],
+    # 80 % of copy bandwidth is 1.25 times the floor.
+    Target("gather + dequantize: at most 1.25 x floor, cold", "cache_gather", USERS, False, **_of_floor(1.25)),
+    Target("quantize: at most 1.25 x floor, cold", "quantize_rows", USERS, False, **_of_floor(1.25)),
+]
+
+
+def page(record: Mapping[str, Any]) -> str:
+    stages = record["stages"]
+    rows = stages.get("bench", {}).get("rows", [])
+    parts = [
+        f"# GPU check of commit {record.get('commit', 'unknown')}",
+        _facts(stages.get("facts", {}).get("facts")),
+        "## Stages",
+        _table(("stage", "result", "seconds", "budget"), _stage_lines(stages)),
+        "## Targets (bfloat16, stated for an H100)",
+        _table(("target", "shape", "found", ""), _target_lines(rows)),
+        "## Times",
+        "Device time of one call (median), with cold caches. Floor: the bytes (each operand once) at the bandwidth of "
+        "a plain copy on this card in the same run. A peer's number is its time over ours: above 1, ours is faster.",
+        _table(
+            ("op", "case", "ms", "10-90 %", "GB/s", "x floor", *PEERS, "verified"), [_time_line(row) for row in rows]
+        ),
+        *_remarks(rows),
+        *_failures(stages),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return "The facts of the card were not recorded."
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+        lines.append((name, _plain(value)))
+    return _table(("fact", ""), lines)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _stage_lines(stages: Mapping[str, Row]) -> Iterable[Sequence[Any]]:
+    for name, stage in stages.items():
+        yield name, stage["status"], stage["seconds"], stage["budget"]
+        for tool, result in stage.get("tools", {}).items():
+            yield f"{name}: {tool}", result["status"], result["seconds"], ""
+
+
+def _target_lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+    for target in TARGETS:
+        for shape in target.shapes:
+            found = [
+                target.value(row)
+                for row in rows
+                if (row["op"], row["dtype"], row["backward"]) == (target.op, "bfloat16", target.backward)
+                and (row["shape"] == shape or (shape.endswith(" ") and row["shape"].startswith(shape)))
+            ]
+            value = found[0] if found else None
+            verdict = "not measured" if value is None else "met" if target.met(value) else "NOT MET"
+            yield target.text, shape.strip(), "-" if value is None else f"{value:.2f}", verdict
+
+
+def _time_line(row: Row) -> Sequence[str]:
+    def peer(name: str) -> str:
+        ratio = row.get(f"ratio_to_{name}")
+        return f"{ratio:.2f}" if ratio is not None else "-"
+
+    return (
+        row["op"],
+        row["case"],
+        f"{row['ours_ms']:.4f}",
+        f"{row['ours_low_ms']:.4f}-{row['ours_high_ms']:.4f}",
+        f"{row['bytes_per_s'] / 1e9:.0f}",
+        f"{row['ratio_to_floor']:.2f}",
+        *[peer(name) for name in PEERS],
+        row["verified"],
+    )
+
+
+def _remarks(rows: Sequence[Row]) -> Iterable[str]:
+    if not rows:
+        return
+    copies = sorted({round(row["copy_bytes_per_s"] / 1e9) for row in rows})
+    cards = sorted({row["card"] for row in rows})
+    yield f"Measured on {', '.join(cards)}; plain copy, read and written: {', '.join(map(str, copies))} GB/s."
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, text in [*row["notes"].items(), *row["missing"].items()]:
+            reasons.setdefault((name, text), []).append(f"{row['op']} {row['case']}")
+    yield "## Peers: what differs, or why there is no number"
+    lines = [(name, text, _some(where)) for (name, text), where in sorted(reasons.items())]
+    yield _table(("peer", "remark", "cases"), lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)}, from {names[0]} to {names[-1]}"
+
+
+def _failures(stages: Mapping[str, Row]) -> Iterable[str]:
+    for name, stage in stages.items():
+        results = {name: stage, **{f"{name}: {tool}": result for tool, result in stage.get("tools", {}).items()}}
+        for label, result in results.items():
+            if result["status"] != "passed":
+                yield f"## {label}: {result['status']}\n\n```\n{result['tail'].strip()}\n```"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    def line(cells: Iterable[Any]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+
+    return "\n".join([line(head), line("---" for _ in head), *map(line, lines)])

@@ -1,0 +1,90 @@
+"""Every op of QLA and the rows, small and ugly: what tests of bits, memory, streams and graphs run, and sanitizers."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vista_ext import ops
+
+# None, one, primes, a tile and one more, more than one chunk; behind the last sequence three rows of padding.
+LENGTHS, TARGETS, PADDING = [5, 0, 1, 113, 64, 65, 2300], [2, 0, 1, 7, 0, 3, 33], 3
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SCHEMES = ("int8", "int4", "fp8_e4m3")
+
+
+def _normal(shape: tuple[int, ...], device: str, dtype: torch.dtype, seed: int) -> Tensor:
+    # Made on the host: a copy from there is what a sanitizer of uninitialised reads knows for sure.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device=device, dtype=dtype)
+
+
+def _with_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    results = function(*inputs)
+    outs = results if isinstance(results, tuple) else (results,)
+    return *(out.detach() for out in outs), *torch.autograd.grad(outs, inputs, [torch.full_like(o, 0.5) for o in outs])
+
+
+def qla_calls(device: str, dtype: torch.dtype, d: int, e: int, heads: int = 2) -> Iterator[tuple[str, Callable]]:
+    """Names and calls; a call returns all results, gradients among them."""
+    ends = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()])
+    offsets, targets = ends.to(device), torch.tensor(TARGETS, dtype=torch.int32, device=device)
+    total, longest = int(ends[-1]) + PADDING, max(LENGTHS)
+    q, k, v = (_normal((total, heads, n), device, dtype, seed) for seed, n in enumerate((d, d, e)))
+    state = _normal((len(LENGTHS), heads, d, e), device, torch.float32, 3)
+    scale = torch.linspace(0.01, 0.1, len(LENGTHS)).to(device)
+    label = f"{str(dtype).removeprefix('torch.')} d{d} e{e}"
+
+    def whole(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.qla(q, k, v, offsets, longest, num_targets=targets, return_state=True)
+
+    def no_targets(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.qla(q, k, v, offsets.int(), longest, activation="relu", state_activation="identity")
+
+    def state_only(k: Tensor, v: Tensor) -> Tensor:
+        return ops.qla_state(k, v, offsets, longest, num_targets=targets)
+
+    def apply(q: Tensor, state: Tensor, own_k: Tensor, own_v: Tensor) -> Tensor:
+        own = {"num_targets": targets, "self_k": own_k, "self_v": own_v}
+        return ops.qla_apply(q, state, scale, offsets, longest, **own)
+
+    yield f"qla {label}", partial(_with_gradients, whole, [q, k, v])
+    yield f"qla without targets {label}", partial(_with_gradients, no_targets, [q, k, v])
+    yield f"qla_state {label}", partial(_with_gradients, state_only, [k, v])
+    yield f"qla_apply {label}", partial(_with_gradients, apply, [q, state, k, v])
+
+
+def row_calls(device: str, dtype: torch.dtype, scheme: str) -> Iterator[tuple[str, Callable]]:
+    """Names and calls on cache rows; a call returns all results."""
+    x = _normal((7, 5, 192), device, dtype, 4)
+    rows = ops.quantize_rows(x.cpu(), scheme=scheme).to(device)
+    slots = torch.tensor([6, 0, 6, -1, 3, 7], device=device)
+    label = f"{scheme} {str(dtype).removeprefix('torch.')}"
+
+    def gather() -> tuple[Tensor, ...]:
+        return ops.cache_gather(rows, slots, 5, 192, scheme=scheme, dtype=dtype, policy="zero")
+
+    def scatter() -> tuple[Tensor, ...]:
+        cache = torch.zeros_like(rows)
+        return ops.cache_scatter_(cache, slots, rows[:6], policy="zero"), cache
+
+    yield f"quantize_rows {label}", lambda: (ops.quantize_rows(x, scheme=scheme),)
+    yield (
+        f"dequantize_rows {label}",
+        lambda: (ops.dequantize_rows(rows, 5, 192, scheme=scheme, dtype=dtype),),
+    )
+    yield f"cache_gather {label}", gather
+    yield f"cache_scatter_ {label}", scatter
+
+
+def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callable]]]]]:
+    for dtype in FLOATS:
+        name = str(dtype).removeprefix("torch.")
+        for d, e in ((64, 64), (24, 40), (256, 16), (32, 128)):
+            yield f"{name} qla d{d} e{e}", partial(qla_calls, dtype=dtype, d=d, e=e)
+        for scheme in SCHEMES:
+            yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
+
+
+GROUPS = dict(_groups())

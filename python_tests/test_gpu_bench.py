@@ -1,0 +1,129 @@
+"""What can be tested of the GPU benchmarks without a GPU: the cases, their peers, and what a row says."""
+
+import time
+
+import pytest
+import torch
+
+from bench import cuda_timing, gpu_cases, peers
+from bench.cases import (
+    differentiable,
+    gather_case,
+    qla_case,
+    quantize_case,
+    scatter_case,
+    state_case,
+)
+from vista_ext.testing import assert_as_good_as
+
+
+class WallClock:
+    """Stands in for a device's."""
+
+    device = "cpu"
+    name = "this CPU"
+    cache_bytes = 0
+
+    def __init__(self):
+        self.timed = []  # how many copies were run in turn
+
+    def time(self, calls, capturable, seconds):
+        self.timed.append(len(calls))
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        ms = 1e3 * (time.perf_counter() - begin) / len(calls)
+        return cuda_timing.Timing(ms, ms, ms)
+
+
+def test_every_case_has_its_own_name_and_the_targets_come_first():
+    names = [(case.op, case.id) for case in gpu_cases.CASES]
+    assert len(set(names)) == len(names)
+    assert {case.shape for case in gpu_cases.CASES[:6]} == {"512 x 2000", "1 x 1000000", "512 x 16000"}
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "megabytes"),
+    [
+        ("qla", "512 x 2000-bfloat16-fwd", 2048 * 1.024),
+        ("qla", "512 x 2000-bfloat16-fwd+bwd", 5632 * 1.024),
+        ("qla", "1 x 1000000-bfloat16-fwd", 2048),
+        ("cache_gather", "int8 512 of 8192 users-bfloat16-fwd", 50.46),
+        ("cache_gather", "int4 512 of 8192 users-bfloat16-fwd", 42.99),
+    ],
+)
+def test_bytes_are_those_of_every_operand_once(op, name, megabytes):
+    (case,) = [case for case in gpu_cases.CASES if (case.op, case.id) == (op, name)]
+    assert case.bytes / 1e6 == pytest.approx(megabytes, rel=1e-3)
+
+
+def test_jagged_lengths():
+    lengths = torch.tensor(gpu_cases._jagged(512, 7000, 16000))
+    assert lengths.max() == 16000 and abs(lengths.double().mean() - 7000) < 100 and lengths.min() > gpu_cases.TARGETS
+
+
+jagged_composition = peers.qla
+
+
+def composition_for_a_gpu(lengths, targets, **_):
+    if len(set(lengths)) == 1:
+        return peers.qla_uniform(len(lengths), targets)
+    return jagged_composition(lengths, targets, activate_once=True)
+
+
+SMALL = [
+    qla_case("equal", [40] * 9, 3, torch.bfloat16, True, 2, 32),
+    qla_case("jagged", [40, 9, 33], 3, torch.float16, True, peers=("eager",), why_missing="too long to compile"),
+    qla_case("no targets", [40] * 2, 0, torch.float32, False),
+    state_case("states", 9, 40, torch.bfloat16),
+    gather_case("int4", 9, 20, torch.bfloat16),
+    gather_case("fp8_e4m3", 9, 20, torch.bfloat16),
+    quantize_case(9, torch.bfloat16),
+    scatter_case(9, 20),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op} {case.shape}")
+def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeypatch, case):
+    monkeypatch.setattr("bench.cases.MAX_CHECKED_ROWS", 120)
+    monkeypatch.setattr("bench.cases.MAX_CHECKED_USERS", 4)
+    monkeypatch.setattr("bench.cases.peers.qla", composition_for_a_gpu)
+    problem = case.make("cpu")
+    exact, reference = problem.exact(), problem.reference()
+    for function in (problem.ours, problem.composition):
+        result = differentiable(function, problem.inputs, case.backward) if problem.inputs else function()
+        assert_as_good_as(problem.values(result), exact, reference)
+    whole = case.shape in ("jagged", "no targets")
+    assert problem.checked == "all of it" if whole else " of 9 " in problem.checked
+
+
+def test_a_row_says_what_was_measured_against_what():
+    clock = WallClock()
+    row = cuda_timing.measure(SMALL[1], clock, bandwidth=1e9)
+    assert row["floor_ms"] == pytest.approx(row["bytes"] / 1e6)
+    assert row["ratio_to_floor"] == pytest.approx(row["ours_ms"] / row["floor_ms"])
+    assert row["ratio_to_eager"] == pytest.approx(row["eager_ms"] / row["ours_ms"])
+    assert row["missing"]["compile"] == "too long to compile"
+    assert "not importable" in row["missing"]["fla"]
+    assert clock.timed == [1, 1]
+
+
+@pytest.mark.slow
+def test_small_cases_run_over_several_copies():
+    clock = WallClock()
+    clock.cache_bytes = SMALL[4].bytes // 4
+    row = cuda_timing.measure(SMALL[4], clock, bandwidth=1e9)
+    assert row["copies"] == 3 and set(clock.timed) == {3} and "compile_ms" in row
+
+
+def test_a_peer_that_fails_is_named_and_ours_must_be_right(monkeypatch):
+    def broken(*inputs):
+        raise torch.OutOfMemoryError("no room\nfor this")
+
+    monkeypatch.setattr("bench.cases.peers.qla", lambda *_, **__: broken)
+    row = cuda_timing.measure(SMALL[1], WallClock(), bandwidth=1e9)
+    assert row["missing"]["eager"] == "OutOfMemoryError: no room" and "eager_ms" not in row
+
+    monkeypatch.setattr("bench.cases.ops.qla", lambda q, k, v, *_, **__: q * 1.01)
+    with pytest.raises(AssertionError, match="ours is wrong, nothing was timed"):
+        cuda_timing.measure(SMALL[2], WallClock(), bandwidth=1e9)
