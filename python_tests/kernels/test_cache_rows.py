@@ -134,6 +134,19 @@ def test_bad_slots_trap(library):
     assert gather(Device(library), cache, np.array([1, 0]), 5, 256, "int8", 256, torch.float32, trap=True)[1] == 0
 
 
+@pytest.mark.parametrize(
+    ("kernel", "check"),
+    [("quantize_vectors", check_quantize), ("dequantize_vectors", check_dequantize), ("copy_rows", check_scatter)],
+)
+def test_more_users_than_a_grid_has(library, kernel, check):
+    """A grid's y ends at 65535: here all but its first two blocks find no user, and those two stride over the rest."""
+    first = r"{ .reg .b32 %y; mov.u32 %y, %ctaid.y; shr.u32 %y, %y, 1; mul.lo.s32 %y, %y, 1000000; "
+    first += r"mov.u32 \1, %ctaid.y; add.s32 \1, \1, %y; }"
+    small = library.mutate(r"mov\.u32\s+(%r\d+), %ctaid\.y;", first, kernel)
+    small = small.mutate(r"%nctaid\.y", "2", kernel)
+    check(Device(small), n=7)
+
+
 def test_addresses_beyond_32_bits(library):
     device = Device(library)
     cache = device.empty((40_000_000, 128), np.uint8)
