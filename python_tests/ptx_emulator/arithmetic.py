@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from .decode import PAIRS, Decoder, Run, handles, put, unsupported
-from .formats import bf16_to_f64, f64_to_bf16, fma_f32, fma_f64
+from .formats import bf16_to_f64, directed, f64_to_bf16, fma_f32, fma_f64
 from .parser import TYPE_BYTES, Immediate, Instruction, Pair
 
 _BFLOAT = ("bf16", "bf16x2")
@@ -77,6 +77,20 @@ def float_function(d: Decoder, ins: Instruction, function: Callable, count: int)
     return computed(d, ins, wrapped, *[kind] * count)
 
 
+def _directed(d: Decoder, ins: Instruction, exact: Callable, count: int) -> Run | None:
+    """The instruction in one of the other roundings, None when it rounds to nearest."""
+    rounding = ins.one_of("rz", "rm", "rp")
+    if rounding is None:
+        return None
+    if ins.type != "f32":
+        raise unsupported(ins, "rounding")
+
+    def function(*x):
+        return directed(exact(*(v.astype(np.float64) for v in x)), rounding, np.float32)
+
+    return float_function(d, ins, function, count)
+
+
 def _only_nearest(ins: Instruction) -> None:
     if ins.one_of("rz", "rm", "rp"):
         raise unsupported(ins, "rounding")
@@ -86,9 +100,14 @@ def _only_nearest(ins: Instruction) -> None:
 def _arithmetic(d: Decoder, ins: Instruction) -> Run:
     ufunc = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.opcode]
     kind = ins.type
-    _only_nearest(ins)
     if kind in _FLOAT:
-        return float_function(d, ins, ufunc, 2)
+        one = np.ones(1)
+        exact = {
+            "add": lambda a, b: fma_f64(a, one, b),
+            "sub": lambda a, b: fma_f64(a, one, -b),
+            "mul": np.multiply,
+        }[ins.opcode]
+        return _directed(d, ins, exact, 2) or float_function(d, ins, ufunc, 2)
     if ins.has("cc") or ins.has("sat"):
         raise unsupported(ins)
     if ins.opcode == "mul" and ins.has("wide"):
@@ -147,8 +166,9 @@ def _mad(d: Decoder, ins: Instruction) -> Run:
 
 @handles("fma")
 def _fma(d: Decoder, ins: Instruction) -> Run:
-    _only_nearest(ins)
     kind = ins.type
+    if other := _directed(d, ins, fma_f64, 3):
+        return other
 
     def half(a, b, c):
         return fma_f64(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64)).astype(np.float16)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .arithmetic import _flush
 from .decode import NUMPY, Decoder, Run, handles, put, unsupported
-from .formats import bf16_to_f64, f32_to_bf16, f32_to_tf32, f64_to_bf16
+from .formats import bf16_to_f64, directed, f32_to_bf16, f32_to_tf32, f64_to_bf16
 from .parser import TYPE_BYTES, Instruction, Register, Symbol
 
 _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
@@ -73,11 +73,11 @@ def _narrow(x: np.ndarray, result: str) -> np.ndarray:
 
 
 def _toward_zero(x: np.ndarray, result: str) -> np.ndarray:
-    """The nearest value, and one step back where that went past `x`."""
-    nearest = _narrow(x, result)
-    bits = nearest.view(f"u{nearest.itemsize}")
-    past = np.abs(_widen(nearest, result)) > np.abs(x)
-    return (bits - past.astype(bits.dtype)).view(nearest.dtype)
+    if result != "bf16":
+        return directed(x, "rz", NUMPY[result].type)
+    single = directed(x, "rz", np.float32)
+    cut = (single.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(single), np.uint16(0x7FFF), cut)
 
 
 def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | None) -> Callable:
@@ -109,7 +109,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
 
 
 def _float_to_integer(result: str, source: str, rounding: str, ftz: bool) -> Callable:
-    """Out of range goes to the nearest end, NaN to 0 (and, as 64 bits, to the lowest bit pattern with the top bit set)."""
+    """Out of range goes to the nearest end; NaN to 0, as 64 bits or from f64 to the top bit alone."""
     dtype = NUMPY[result]
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     whole = _TO_INTEGER[rounding]

@@ -194,7 +194,7 @@ class Device:
 
     def _program(self, name: str) -> Program:
         if name not in self._programs:
-            module = next((m for m in self.library.modules if name in m.kernels), None)
+            module = next((m for m in self.library.modules if name in m.names), None)
             if module is None:
                 raise KeyError(f"kernel {name} is not in the PTX")
             globals_: dict[str, int] = {}
@@ -205,7 +205,7 @@ class Device:
                     self.memory.view(address, variable.size)[:] = np.frombuffer(contents, np.uint8)
                     self.memory.mark_written(address, variable.size)
                     globals_[variable.name] = address
-            self._programs[name] = Program(module, module.kernels[name], globals_)
+            self._programs[name] = Program(module, module.kernel(name), globals_)
         return self._programs[name]
 
     def _on_memory(self, target: int | None, source: int | None, value: int, size: int) -> int:

@@ -232,7 +232,7 @@ def _mma(d: Decoder, ins: Instruction) -> Run:
         raise unsupported(ins)
     fragments = _Fragments(k, 4 if kind == "tf32" else 2)
     read = lambda operand: [d.read(item, "b32") for item in d.items(operand)]  # noqa: E731
-    a, b, c = (read(operand) for operand in ins.operands[1:4])
+    a, b = read(ins.operands[1]), read(ins.operands[2])
     outs = [d.write(item, "f32") for item in d.items(ins.operands[0])]
     if (len(a), len(b)) != (len(fragments.a_index), len(fragments.b_index)):
         raise unsupported(ins, "operand count")
