@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from .decode import PAIRS, Decoder, Run, handles, put, unsupported
+from .decode import Decoder, Run, handles, put, unsupported
 from .formats import bf16_to_f64, directed, f64_to_bf16, fma_f32, fma_f64
 from .parser import TYPE_BYTES, Immediate, Instruction, Pair
+from .registers import PAIRS
 
 _BFLOAT = ("bf16", "bf16x2")
 _FLOAT = ("f16", "f16x2", "f32", "f64", *_BFLOAT)

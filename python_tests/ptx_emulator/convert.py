@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from .arithmetic import _flush
-from .decode import NUMPY, Decoder, Run, handles, put, unsupported
+from .decode import Decoder, Run, handles, put, unsupported
 from .formats import bf16_to_f64, directed, f32_to_bf16, f32_to_tf32, f64_to_bf16
 from .parser import TYPE_BYTES, Instruction, Register, Symbol
+from .registers import NUMPY
 
 _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _FLOATS = ("f16", "bf16", "f32", "f64")

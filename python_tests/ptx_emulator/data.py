@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .decode import NUMPY, Decoder, Run, handles, put, put_executing, unsupported
+from .decode import Decoder, Run, handles, put, put_executing, unsupported
 from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .parser import (
     TYPE_BYTES,
@@ -20,6 +20,7 @@ from .parser import (
     UnsupportedPtx,
     Vector,
 )
+from .registers import NUMPY
 
 _SPACES = ("global", "shared", "local", "param", "const")
 _IN_WINDOW = np.uint64((1 << 60) - 1)

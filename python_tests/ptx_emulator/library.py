@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+from .decode import Program
 from .parser import Module, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,6 +101,7 @@ class EmulatedLibrary:
     def __init__(self, path: Path, ptx: Sequence[str]):
         self.path = path
         self.ptx = list(ptx)  # one text per source
+        self._programs: dict[str, Program] = {}
 
     @classmethod
     def build(
@@ -135,6 +137,14 @@ class EmulatedLibrary:
     @cached_property
     def host(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(self.path))
+
+    def program(self, kernel: str) -> Program:
+        if kernel not in self._programs:
+            module = next((module for module in self.modules if kernel in module.names), None)
+            if module is None:
+                raise KeyError(f"kernel {kernel} is not in the PTX")
+            self._programs[kernel] = Program(module, module.kernel(kernel))
+        return self._programs[kernel]
 
     def mutate(
         self, pattern: str, replacement: str, kernel: str = "", occurrence: int | None = None

@@ -132,7 +132,7 @@ _VARIABLE = re.compile(
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?$")
 _POINTER = re.compile(r"\.ptr\b(?:\s+\.(?:global|shared|const|local))?(?:\s+\.align\s+\d+)?")  # a hint on a parameter
 _INSTRUCTION = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
-_BRACE = re.compile(r"[{}]")
+_HEADER = re.compile(r"^\s*(?:\.(?:visible|weak|extern)\s+)?\.(entry|func)\b([^{;]*)([{;])", re.MULTILINE)
 _NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9]\d*)U?$")
 
 
@@ -142,7 +142,7 @@ def parse(text: str) -> Module:
     kernels: dict[str, tuple[str, str]] = {}
     outside = []
     position = 0
-    for header in re.finditer(r"(?:\.(?:visible|weak|extern)\s+)?\.(entry|func)\b([^{;]*)([{;])", text):
+    for header in _HEADER.finditer(text):
         if header.start() < position:
             continue
         outside.append(text[position : header.start()])
@@ -162,12 +162,14 @@ def parse(text: str) -> Module:
 
 
 def _closing_brace(text: str, start: int) -> int:
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return brace.start()
-    raise UnsupportedPtx("unbalanced braces")
+    end = start
+    while True:
+        end = text.find("}", text.find("\n}", end))  # a body's brace starts a line; so may one of inline assembly
+        if end < 0:
+            raise UnsupportedPtx("unbalanced braces")
+        if text.count("{", start, end) == text.count("}", start, end):
+            return end
+        end += 1
 
 
 def _variable(match: re.Match[str]) -> Variable:

@@ -32,7 +32,7 @@ class Slice:
         self.size = (last - first) * WARP
         self.warps = last - first
         lanes = self.lanes
-        self.registers = [array if array.shape[0] == 1 else array[lanes] for array in wave.slots]
+        self.registers = wave.registers.views(lanes.start, lanes.stop)
         self.numbers = np.arange(lanes.start, lanes.stop)
         self.shared_base = wave.shared_base[lanes]
         self.clock_row = wave.clock_row[lanes]
@@ -73,7 +73,8 @@ class Wave:
         self.clock[:, np.arange(self.warps_per_block), np.arange(self.warps_per_block)] = 1
         self.local = np.full((self.lanes, max(launch.program.local_bytes, 1)), POISON, np.uint8)
 
-        self.slots = launch.program.slot_arrays(self)
+        self.registers = launch.registers(self.lanes)
+        self.registers.reset(self)
         self._slices: dict[tuple[int, int], Slice] = {}
         self.done = self.thread >= threads
         self.ready = ~self.done
