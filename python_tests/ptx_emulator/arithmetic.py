@@ -78,22 +78,32 @@ def float_function(d: Decoder, ins: Instruction, function: Callable, count: int)
     return computed(d, ins, wrapped, *[kind] * count)
 
 
-def _directed(d: Decoder, ins: Instruction, exact: Callable, count: int) -> Run | None:
-    """The instruction in one of the other roundings, None when it rounds to nearest."""
-    rounding = ins.one_of("rz", "rm", "rp")
-    if rounding is None:
-        return None
+_DIRECTED = ("rz", "rm", "rp")
+
+
+def _sum(a: np.ndarray, b: np.ndarray, rounding: str) -> np.ndarray:
+    """A float64 that rounds as the exact sum does; opposites give minus zero when rounding down."""
+    total = fma_f64(a, np.ones(1), b)
+    if rounding != "rm":
+        return total
+    plus_zeros = (a == 0) & (b == 0) & ~np.signbit(a) & ~np.signbit(b)
+    return np.where((total == 0) & ~plus_zeros, -0.0, total)
+
+
+def _directed(d: Decoder, ins: Instruction, exact: Callable, count: int) -> Run:
+    """The instruction in a rounding other than to nearest."""
+    rounding = str(ins.one_of(*_DIRECTED))
     if ins.type != "f32":
         raise unsupported(ins, "rounding")
 
     def function(*x):
-        return directed(exact(*(v.astype(np.float64) for v in x)), rounding, np.float32)
+        return directed(exact(*(v.astype(np.float64) for v in x), rounding), rounding, np.float32)
 
     return float_function(d, ins, function, count)
 
 
 def _only_nearest(ins: Instruction) -> None:
-    if ins.one_of("rz", "rm", "rp"):
+    if ins.one_of(*_DIRECTED):
         raise unsupported(ins, "rounding")
 
 
@@ -102,13 +112,10 @@ def _arithmetic(d: Decoder, ins: Instruction) -> Run:
     ufunc = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ins.opcode]
     kind = ins.type
     if kind in _FLOAT:
-        one = np.ones(1)
-        exact = {
-            "add": lambda a, b: fma_f64(a, one, b),
-            "sub": lambda a, b: fma_f64(a, one, -b),
-            "mul": np.multiply,
-        }[ins.opcode]
-        return _directed(d, ins, exact, 2) or float_function(d, ins, ufunc, 2)
+        if ins.one_of(*_DIRECTED):
+            exact = {"add": _sum, "sub": lambda a, b, rounding: _sum(a, -b, rounding), "mul": lambda a, b, _: a * b}
+            return _directed(d, ins, exact[ins.opcode], 2)
+        return float_function(d, ins, ufunc, 2)
     if ins.has("cc") or ins.has("sat"):
         raise unsupported(ins)
     if ins.opcode == "mul" and ins.has("wide"):
@@ -168,8 +175,8 @@ def _mad(d: Decoder, ins: Instruction) -> Run:
 @handles("fma")
 def _fma(d: Decoder, ins: Instruction) -> Run:
     kind = ins.type
-    if other := _directed(d, ins, fma_f64, 3):
-        return other
+    if ins.one_of(*_DIRECTED):
+        return _directed(d, ins, lambda a, b, c, rounding: _sum(a * b, c, rounding), 3)
 
     def half(a, b, c):
         return fma_f64(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64)).astype(np.float16)
@@ -369,26 +376,26 @@ def _permute(d: Decoder, ins: Instruction) -> Run:
     return computed(d, ins, permute, "b32", "b32", "b32", result="b32")
 
 
+def _ones(count: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """As many low bits set."""
+    bits = 8 * dtype.itemsize
+    some = (dtype.type(1) << np.minimum(count, dtype.type(bits - 1))) - dtype.type(1)
+    return np.where(count >= bits, ~dtype.type(0), some)
+
+
 @handles("bfe")
 def _extract(d: Decoder, ins: Instruction) -> Run:
     kind, bits = ins.type, 8 * TYPE_BYTES[ins.type]
-    signed, wide = kind[0] == "s", np.dtype(f"u{bits // 8}")
+    wide = np.dtype(f"u{bits // 8}")
 
     def extract(a, position, length):
         position, length = (np.minimum(x & np.uint32(0xFF), bits).astype(wide) for x in (position, length))
-        raw = a.view(wide)
-        whole = length >= bits
-        ones = np.where(whole, ~wide.type(0), (wide.type(1) << np.minimum(length, wide.type(bits - 1))) - wide.type(1))
-        value = np.right_shift(raw, np.minimum(position, wide.type(bits - 1)))
-        value = np.where(position >= bits, wide.type(0), value) & ones
-        if signed:
-            top = np.minimum(position + length - wide.type(1), wide.type(bits - 1))
-            negative = (length > 0) & ((raw >> top) & wide.type(1)).astype(bool)
-            value = np.where(
-                negative,
-                value | np.where(position + length > bits, ~(ones >> np.minimum(position, wide.type(bits - 1))), ~ones),
-                value,
-            )
+        raw, top = a.view(wide), wide.type(bits - 1)
+        ones = _ones(np.minimum(length, wide.type(bits) - position), wide)
+        value = (raw >> np.minimum(position, top)) & ones
+        if kind[0] == "s":
+            sign = (raw >> np.minimum(position + length - wide.type(1), top)) & wide.type(1)
+            value = np.where((length > 0) & (sign == 1), value | ~ones, value)
         return value.view(a.dtype)
 
     return computed(d, ins, extract, kind, "u32", "u32")
@@ -401,7 +408,7 @@ def _insert(d: Decoder, ins: Instruction) -> Run:
     def insert(a, b, position, length):
         kind = a.dtype.type
         position, length = (np.minimum(x & np.uint32(0xFF), bits).astype(a.dtype) for x in (position, length))
-        ones = np.where(length >= bits, ~kind(0), (kind(1) << np.minimum(length, kind(bits - 1))) - kind(1))
+        ones = _ones(length, a.dtype)
         field = np.where(position >= bits, kind(0), ones << np.minimum(position, kind(bits - 1)))
         return (b & ~field) | ((a << np.minimum(position, kind(bits - 1))) & field)
 
