@@ -1,4 +1,4 @@
-"""Vectors: what each instruction gives, computed by other means than the emulator's, kept as data, confirmed on a GPU."""
+"""What each instruction gives, computed by other means than the emulator's, kept as data for a GPU to confirm."""
 
 from __future__ import annotations
 
