@@ -111,7 +111,7 @@ class Launch:
 
     def check_budget(self) -> None:
         self._spent += 1
-        if self._spent % 4096 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
+        if self._spent % 64 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
             busiest = max(range(self.program.end - 1), key=self.counts.__getitem__)
             text = self.program.kernel.instructions[busiest].text
             raise self.findings.fatal("deadlock", text, f"no end after {MOST_WARP_INSTRUCTIONS} warp instructions")
