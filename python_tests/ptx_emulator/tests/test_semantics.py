@@ -53,7 +53,8 @@ def test_branch_table():
 
 
 def test_scoped_labels_and_registers_of_inline_assembly():
-    block = "{ .reg .u32 t; .reg .pred q; add.u32 t, %r0, 1; setp.gt.u32 q, t, 9; @q bra DONE; add.u32 t, t, 50; DONE: mov.u32 %r0, t; }"
+    block = """{ .reg .u32 t; .reg .pred q; add.u32 t, %r0, 1; setp.gt.u32 q, t, 9; @q bra DONE;
+        add.u32 t, t, 50; DONE: mov.u32 %r0, t; }"""
     found = run(f"mov.u32 %r0, %i0; {block} {block} mov.u32 %o0, %r0;")
     once = lambda x: x + 1 if x + 1 > 9 else x + 51  # noqa: E731
     np.testing.assert_array_equal(found[:, 0], [once(once(x)) for x in range(32)])
@@ -64,10 +65,9 @@ def test_asynchronous_copy_fills_with_zeros(count):
     body = f"""
         .shared .align 16 .b8 tile[512];
         mov.u32 %r0, tile; shl.b32 %r1, %thread, 4; add.u32 %r0, %r0, %r1; mov.u32 %r2, {count};
-        mul.wide.u32 %word, %thread, 32; sub.u64 %from, %from, %row; cvt.u64.u32 %row, %thread; shl.b64 %row, %row, 4;
-        ld.param.u64 %from, [from]; add.u64 %from, %from, %row;
+        ld.param.u64 %from, [from]; mul.wide.u32 %row, %thread, 16; add.u64 %from, %from, %row;
         cp.async.cg.shared.global [%r0], [%from], 16, %r2; cp.async.wait_all;
-        ld.shared.v2.u64 {{%o0, %o1}}, [%r0]; mul.wide.u32 %row, %thread, 16; ld.param.u64 %to, [to]; add.u64 %to, %to, %row;"""
+        ld.shared.v2.u64 {{%o0, %o1}}, [%r0];"""
     rows = np.random.default_rng(0).integers(0, 1 << 63, (32, 2)).astype(np.uint64)
     expected = rows.copy()
     expected.view(np.uint8).reshape(32, 16)[:, count:] = 0
@@ -109,9 +109,8 @@ def test_shuffle_among_some_threads():
 
 
 def test_shuffle_that_waits_for_threads_elsewhere():
-    assert kinds("mov.u32 %o0, 0; setp.lt.u32 %p0, %i0, 4; @%p0 shfl.sync.bfly.b32 %o0, %i0, 1, 31, -1;") == {
-        "divergence"
-    }
+    body = "mov.u32 %o0, 0; setp.lt.u32 %p0, %i0, 4; @%p0 shfl.sync.bfly.b32 %o0, %i0, 1, 31, -1; bar.sync 0;"
+    assert kinds(body) == {"divergence"}
 
 
 def test_shuffle_of_a_thread_that_the_mask_does_not_name():
@@ -125,7 +124,10 @@ def test_barrier_while_other_threads_of_the_warp_exit():
 
 
 def test_reading_beyond_a_shared_variable():
-    body = ".shared .align 4 .b8 box[128]; mov.u32 %r0, box; shl.b32 %r1, %i0, 2; add.u32 %r0, %r0, %r1; st.shared.u32 [%r0], %r1; ld.shared.u32 %o0, [%r0+4];"
+    body = """
+        .shared .align 4 .b8 box[128];
+        mov.u32 %r0, box; shl.b32 %r1, %i0, 2; add.u32 %r0, %r0, %r1;
+        st.shared.u32 [%r0], %r1; ld.shared.u32 %o0, [%r0+4];"""
     assert kinds(body) == {"out of bounds"}
 
 
