@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arithmetic import _flush
-from .decode import NUMPY, Decoder, Run, handles, put, unsupported
-from .formats import bf16_to_f64, f32_to_bf16, f32_to_tf32, f64_to_bf16
+from .decode import Decoder, Run, handles, put, unsupported
+from .elementwise import flush
+from .formats import bf16_to_f64, directed, f32_to_bf16, f32_to_tf32, f64_to_bf16
 from .parser import TYPE_BYTES, Instruction, Register, Symbol
+from .registers import NUMPY
 
 _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _FLOATS = ("f16", "bf16", "f32", "f64")
@@ -73,11 +74,11 @@ def _narrow(x: np.ndarray, result: str) -> np.ndarray:
 
 
 def _toward_zero(x: np.ndarray, result: str) -> np.ndarray:
-    """The nearest value, and one step back where that went past `x`."""
-    nearest = _narrow(x, result)
-    bits = nearest.view(f"u{nearest.itemsize}")
-    past = np.abs(_widen(nearest, result)) > np.abs(x)
-    return (bits - past.astype(bits.dtype)).view(nearest.dtype)
+    if result != "bf16":
+        return directed(x, "rz", NUMPY[result].type)
+    single = directed(x, "rz", np.float32)
+    cut = (single.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(single), np.uint16(0x7FFF), cut)
 
 
 def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | None) -> Callable:
@@ -88,7 +89,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
 
     def convert(x: np.ndarray) -> np.ndarray:
         if ftz and source == "f32":
-            x = _flush(x)
+            x = flush(x)
         wide = _widen(x, source)
         if whole:
             wide = whole(wide)
@@ -99,7 +100,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
         value = _toward_zero(wide, result) if rounding == "rz" else _narrow(wide, result)
         if result == "f16":
             value = np.where(np.isnan(value), np.uint16(0x7FFF), value.view(np.uint16)).view(np.float16)
-        return _flush(value) if ftz and result == "f32" else value
+        return flush(value) if ftz and result == "f32" else value
 
     if (source, result, relu, sat, rounding) == ("f32", "bf16", False, False, "rn"):
         return f32_to_bf16
@@ -109,7 +110,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
 
 
 def _float_to_integer(result: str, source: str, rounding: str, ftz: bool) -> Callable:
-    """Out of range goes to the nearest end, NaN to 0 (and, as 64 bits, to the lowest bit pattern with the top bit set)."""
+    """Out of range goes to the nearest end; NaN to 0, as 64 bits or from f64 to the top bit alone."""
     dtype = NUMPY[result]
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     whole = _TO_INTEGER[rounding]
@@ -122,7 +123,7 @@ def _float_to_integer(result: str, source: str, rounding: str, ftz: bool) -> Cal
     )
 
     def convert(x: np.ndarray) -> np.ndarray:
-        value = whole(_widen(_flush(x) if ftz and source == "f32" else x, source))
+        value = whole(_widen(flush(x) if ftz and source == "f32" else x, source))
         inside = (value >= low) & (value < past)
         integer = np.where(inside, value, 0).astype(dtype)
         integer = np.where(value < low, dtype.type(low), np.where(value >= past, dtype.type(high), integer))

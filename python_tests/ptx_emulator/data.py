@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .decode import NUMPY, Decoder, Run, handles, put, put_executing, unsupported
+from .decode import Decoder, Run, handles, put, put_executing, unsupported
 from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .parser import (
     TYPE_BYTES,
@@ -20,8 +20,10 @@ from .parser import (
     UnsupportedPtx,
     Vector,
 )
+from .registers import NUMPY
 
 _SPACES = ("global", "shared", "local", "param", "const")
+_IN_WINDOW = np.uint64((1 << 60) - 1)
 _WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}
 
 
@@ -116,13 +118,13 @@ def _resolve(space: str, addresses: np.ndarray) -> tuple[str, np.ndarray]:
     if space in ("global", "const"):
         return "global", addresses.astype(np.uint64, copy=False)
     if space == "param":
-        return space, addresses.astype(np.uint64, copy=False) & np.uint64(PARAM_WINDOW - 1)
+        return space, addresses.astype(np.uint64, copy=False) & _IN_WINDOW
     if space != "generic":
         return space, addresses
     windows = addresses >> np.uint64(60)
     if (windows != windows[0]).any():
         raise UnsupportedPtx("generic addresses of different spaces in one access")
-    inside = addresses & np.uint64((1 << 60) - 1)
+    inside = addresses & _IN_WINDOW
     found = {SHARED_WINDOW >> 60: "shared", LOCAL_WINDOW >> 60: "local", PARAM_WINDOW >> 60: "param"}.get(
         int(windows[0])
     )

@@ -26,6 +26,7 @@ from .parser import (
     UnsupportedPtx,
     Vector,
 )
+from .registers import Source
 
 if TYPE_CHECKING:
     from .wave import Wave
@@ -34,20 +35,6 @@ Run = Callable[["Wave"], "int | None"]
 Build = Callable[["Decoder", Instruction], Run]
 HANDLERS: dict[str, Build] = {}
 
-# bfloat16 has no numpy type: handlers get its bits.
-NUMPY = {
-    f"{kind}{bits}": np.dtype(f"{code}{bits // 8}")
-    for kind, code in (("b", "u"), ("u", "u"), ("s", "i"))
-    for bits in (8, 16, 32, 64)
-}
-NUMPY |= {
-    "f16": np.dtype("f2"),
-    "f32": np.dtype("f4"),
-    "f64": np.dtype("f8"),
-    "bf16": np.dtype("u2"),
-    "tf32": np.dtype("u4"),
-}
-PAIRS = {"f16x2": np.dtype("f2"), "bf16x2": np.dtype("u2")}
 SPECIAL = (
     {f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
     | {f"%lanemask_{which}" for which in ("eq", "le", "lt", "ge", "gt")}
@@ -86,13 +73,14 @@ def put_executing(m: Wave, slot: int, value: np.ndarray) -> None:
 
 
 class Decoder:
-    def __init__(self, kernel: Kernel, layout: SharedLayout, local: dict[str, int], globals_: dict[str, int]):
+    def __init__(self, kernel: Kernel, layout: SharedLayout, local: dict[str, int], variables: set[str]):
         self.kernel = kernel
         self.layout = layout
         self.local = local
-        self.globals = globals_
-        self.sources: list[tuple[str, object, str]] = []  # (kind, key, type) by slot
-        self._slots: dict[tuple[str, object, str], int] = {}
+        self.variables = variables  # .global and .const ones, whose addresses the device knows
+        # By slot: a register, a constant's value, a special register's name or a variable's name; and the type.
+        self.sources: list[Source] = []
+        self._slots: dict[Source, int] = {}
 
     # Operands
 
@@ -113,6 +101,8 @@ class Decoder:
                 return self._slot("constant", value, type_)
             case Symbol(name) if name in SPECIAL:
                 return self._slot("special", name, type_)
+            case Symbol(name) if name in self.variables:
+                return self._slot("variable", name, type_)
             case Symbol(name):
                 return self._slot("constant", self.symbol(name), type_)
         raise UnsupportedPtx(f"operand {operand}")
@@ -131,8 +121,6 @@ class Decoder:
             return self.layout.variables[name][0]
         if name in self.local:
             return self.local[name]
-        if name in self.globals:
-            return self.globals[name]
         if name in self.kernel.parameters:
             return PARAM_WINDOW + self.kernel.parameters[name].offset
         raise UnsupportedPtx(f"the emulator does not know the symbol {name}")
@@ -207,10 +195,11 @@ class Decoder:
 
 
 class Program:
-    """A kernel ready to run on one device."""
+    """A kernel ready to run."""
 
-    def __init__(self, module: Module, kernel: Kernel, globals_: dict[str, int]):
+    def __init__(self, module: Module, kernel: Kernel):
         self.kernel = kernel
+        self.variables = [v for v in module.variables.values() if v.space in ("global", "const")]
         self.layout = SharedLayout()
         self.dynamic: list[str] = []
         local: dict[str, int] = {}
@@ -233,11 +222,11 @@ class Program:
                 self.layout.add(name, 0, 1024)
             else:
                 self.layout.alias(name, self.dynamic[0])
-        decoder = Decoder(kernel, self.layout, local, globals_)
+        decoder = Decoder(kernel, self.layout, local, {variable.name for variable in self.variables})
         self.code = [decoder.decode(ins) for ins in kernel.instructions]
         self.code.append(lambda m: m.finish(len(self.code) - 1))  # falling off the end is `ret`
         self.end = len(self.code)
-        self._sources = decoder.sources
+        self.sources = decoder.sources
         self.shared_granule = _granule(kernel, "shared")
         self.global_granule = _granule(kernel, "global")
 
@@ -250,39 +239,6 @@ class Program:
             layout.variables[name] = (start, dynamic_bytes)
             layout.size = max(layout.size, start + dynamic_bytes + 128)
         return layout
-
-    def slot_arrays(self, wave: Wave) -> list[np.ndarray]:
-        registers: dict[Register, np.ndarray] = {}
-        return [self._slot_array(wave, registers, *source) for source in self._sources]
-
-    def _slot_array(self, wave: Wave, registers: dict, kind: str, key, type_: str) -> np.ndarray:
-        if kind == "register":
-            if key not in registers:
-                if key.type == "pred":
-                    registers[key] = np.zeros(wave.lanes, bool)
-                else:
-                    # Garbage, as on the device: what is computed from it must not matter.
-                    garbage = wave.scheduler.garbage()
-                    width = TYPE_BYTES[key.type]
-                    registers[key] = np.full(wave.lanes, garbage % (1 << 8 * width), f"u{width}")
-            array = registers[key]
-            if type_ == "pred":
-                return array
-            if type_ in PAIRS:
-                return array.view(PAIRS[type_]).reshape(-1, 2)
-            view = array.view(NUMPY[type_])
-            ratio = len(view) // len(array)
-            if ratio == 0:
-                raise UnsupportedPtx(f"{key.name} is narrower than {type_}")
-            return view[::ratio]
-        if kind == "constant":
-            if type_ == "pred":
-                return np.array([key != 0])
-            if type_ in PAIRS:
-                return np.array([key % (1 << 32)], np.uint32).view(PAIRS[type_]).reshape(1, 2)
-            bits = 8 * NUMPY[type_].itemsize
-            return np.array([key % (1 << bits)], f"u{bits // 8}").view(NUMPY[type_])
-        return wave.launch.special(wave, key).astype(NUMPY[type_])
 
 
 def _symbols(ins: Instruction) -> list[Symbol]:

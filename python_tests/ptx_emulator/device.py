@@ -98,7 +98,7 @@ class Device:
         self.attributes = _ATTRIBUTES | {_MULTIPROCESSORS: multiprocessors}
         self.blocks_per_multiprocessor = blocks_per_multiprocessor
         self._scheduler = Scheduler(seed)
-        self._programs: dict[str, Program] = {}
+        self._variables: dict[str, int] = {}
         self._arrays = 0
         self._failure: BaseException | None = None
 
@@ -159,7 +159,7 @@ class Device:
 
     def _launch(self, request: _LaunchRequest) -> int:
         name = request.kernel.decode()
-        program = self._program(name)
+        program = self.library.program(name)
         grid, block = tuple(request.grid), tuple(request.block)
         self.launches.append((name, grid, block, request.dynamic_shared))
         wrong = self._wrong_launch(program, grid, block, request)
@@ -172,7 +172,15 @@ class Device:
             parameters[parameter.offset : parameter.offset + parameter.size] = value
         metrics = self.metrics.setdefault(name, KernelMetrics())
         launch = Launch(
-            program, self.memory, metrics, self._scheduler, grid, block, bytes(parameters), request.dynamic_shared
+            program,
+            self.memory,
+            metrics,
+            self._scheduler,
+            grid,
+            block,
+            bytes(parameters),
+            request.dynamic_shared,
+            self._addresses(program),
         )
         findings = launch.run()
         self.problems += findings.problems
@@ -192,21 +200,15 @@ class Device:
             return f"{request.dynamic_shared} + {static} bytes of shared memory, {self.attributes[97]} on the device"
         return None
 
-    def _program(self, name: str) -> Program:
-        if name not in self._programs:
-            module = next((m for m in self.library.modules if name in m.kernels), None)
-            if module is None:
-                raise KeyError(f"kernel {name} is not in the PTX")
-            globals_: dict[str, int] = {}
-            for variable in module.variables.values():
-                if variable.space in ("global", "const"):
-                    address = self.memory.allocate(variable.size, variable.name)
-                    contents = variable.initial.ljust(variable.size, b"\0")
-                    self.memory.view(address, variable.size)[:] = np.frombuffer(contents, np.uint8)
-                    self.memory.mark_written(address, variable.size)
-                    globals_[variable.name] = address
-            self._programs[name] = Program(module, module.kernels[name], globals_)
-        return self._programs[name]
+    def _addresses(self, program: Program) -> dict[str, int]:
+        for variable in program.variables:
+            if variable.name not in self._variables:
+                address = self.memory.allocate(variable.size, variable.name)
+                contents = variable.initial.ljust(variable.size, b"\0")
+                self.memory.view(address, variable.size)[:] = np.frombuffer(contents, np.uint8)
+                self.memory.mark_written(address, variable.size)
+                self._variables[variable.name] = address
+        return self._variables
 
     def _on_memory(self, target: int | None, source: int | None, value: int, size: int) -> int:
         wrong = self.memory.check_range(target or 0, size)

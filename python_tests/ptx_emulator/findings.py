@@ -9,7 +9,8 @@ MOST_FINDINGS = 20  # per launch: past these the launch is given up
 
 @dataclass
 class Problem:
-    kind: str  # "race", "out of bounds", "uninitialised read", "in flight", "misaligned", "divergence", "deadlock", "launch"
+    # "race", "out of bounds", "misaligned", "uninitialised read", "in flight", "divergence", "deadlock" or "launch"
+    kind: str
     kernel: str
     instruction: str
     detail: str  # where: block, thread, address, the other party

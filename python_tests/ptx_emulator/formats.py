@@ -37,6 +37,15 @@ def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return total.astype(np.float32)
 
 
+def directed(values: np.ndarray, rounding: str, dtype: type) -> np.ndarray:
+    """float64 to a narrower float by "rz", "rm" (down) or "rp" (up). `values` exact, or rounded to odd."""
+    nearest = values.astype(dtype)
+    wide = nearest.astype(np.float64)
+    toward = np.array({"rz": 0.0, "rm": -np.inf, "rp": np.inf}[rounding], dtype)
+    past = {"rz": np.abs(wide) > np.abs(values), "rm": wide > values, "rp": wide < values}[rounding]
+    return np.where(past, np.nextafter(nearest, toward), nearest)
+
+
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 

@@ -11,6 +11,7 @@ from .findings import Abandoned, Findings
 from .memory import GlobalMemory
 from .metrics import KernelMetrics
 from .races import GlobalRaces
+from .registers import RegisterFile
 from .wave import WARP, Wave
 
 LANES_PER_WAVE = 2048
@@ -49,8 +50,8 @@ class Scheduler:
     def blocks(self, count: int) -> np.ndarray:
         return self.order(count)
 
-    def garbage(self) -> int:
-        return self._random.randrange(1 << 64)
+    def garbage(self, count: int) -> np.ndarray:
+        return np.frombuffer(self._random.randbytes(8 * count), np.uint64)
 
 
 class Launch:
@@ -64,7 +65,10 @@ class Launch:
         block: tuple[int, int, int],
         parameters: bytes,
         dynamic_shared: int,
+        variables: dict[str, int],
     ):
+        self.variables = variables  # addresses of .global and .const variables
+        self._registers: dict[int, RegisterFile] = {}
         self.program = program
         self.memory = memory
         self.metrics = metrics
@@ -78,6 +82,11 @@ class Launch:
         self.counts = [0] * (program.end + 1)
         self.races = GlobalRaces(memory.top + 4096, program.global_granule)
         self._spent = 0
+
+    def registers(self, lanes: int) -> RegisterFile:
+        if lanes not in self._registers:
+            self._registers[lanes] = RegisterFile(self.program.sources, lanes)
+        return self._registers[lanes]
 
     def run(self) -> Findings:
         count = self.grid[0] * self.grid[1] * self.grid[2]
@@ -102,7 +111,7 @@ class Launch:
 
     def check_budget(self) -> None:
         self._spent += 1
-        if self._spent % 4096 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
+        if self._spent % 64 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
             busiest = max(range(self.program.end - 1), key=self.counts.__getitem__)
             text = self.program.kernel.instructions[busiest].text
             raise self.findings.fatal("deadlock", text, f"no end after {MOST_WARP_INSTRUCTIONS} warp instructions")
@@ -122,7 +131,7 @@ class Launch:
             flat, extent = (
                 (wave.thread, self.block) if register == "tid" else (wave.blocks[wave.local_block], self.grid)
             )
-            return flat // int(np.prod(extent[:at], dtype=np.int64)) % extent[at]
+            return flat // int(np.prod(extent[:at], dtype=np.int64)) % extent[at]  # x runs fastest
         lane = wave.thread % WARP
         one = np.uint64(1)
         below = (one << lane.astype(np.uint64)) - one

@@ -1,4 +1,4 @@
-"""Kernel sources as they ship, built for the emulator: their host code against the fake runtime, their device code as PTX."""
+"""Kernel sources as they ship, built for the emulator: host code against the fake runtime, device code as PTX."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
+from .decode import Program
 from .parser import Module, parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,6 +101,7 @@ class EmulatedLibrary:
     def __init__(self, path: Path, ptx: Sequence[str]):
         self.path = path
         self.ptx = list(ptx)  # one text per source
+        self._programs: dict[str, Program] = {}
 
     @classmethod
     def build(
@@ -110,11 +113,9 @@ class EmulatedLibrary:
     ) -> EmulatedLibrary:
         """`sources` are .cu files, `entry` a .cpp file with `extern "C"` functions; relative to the repository."""
         given = [*flags, *(f"-D{define}" for define in defines)]
-        objects, texts = [], []
-        for source in sources:
-            built, ptx = _compile(ROOT / source, given)
-            objects.append(built)
-            texts.append(ptx.read_text())
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            compiled = list(workers.map(lambda source: _compile(ROOT / source, given), sources))
+        objects = [built for built, _ in compiled]
         host = [FAKE_RUNTIME, *([ROOT / entry] if entry else [])]
         name = Path(entry or sources[0]).stem
         key = _digest(*objects, *host, *[h for path in host for h in _headers(path)], given)
@@ -124,10 +125,10 @@ class EmulatedLibrary:
                 fresh = Path(scratch) / "library.so"
                 include = ["-isystem", str(_include_folder()), f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
                 command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
-                defined = [f"-D{define}" for define in defines]
-                _run([*command, *include, *defined, *map(str, host), *map(str, objects), "-o", str(fresh)])
+                shared_flags = [flag for flag in given if flag.startswith(("-I", "-D"))]
+                _run([*command, *include, *shared_flags, *map(str, host), *map(str, objects), "-o", str(fresh)])
                 os.replace(fresh, library)
-        return cls(library, texts)
+        return cls(library, [ptx.read_text() for _, ptx in compiled])
 
     @cached_property
     def modules(self) -> list[Module]:
@@ -137,7 +138,17 @@ class EmulatedLibrary:
     def host(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(self.path))
 
-    def mutate(self, pattern: str, replacement: str, kernel: str = "", occurrence: int | None = None) -> EmulatedLibrary:
+    def program(self, kernel: str) -> Program:
+        if kernel not in self._programs:
+            module = next((module for module in self.modules if kernel in module.names), None)
+            if module is None:
+                raise KeyError(f"kernel {kernel} is not in the PTX")
+            self._programs[kernel] = Program(module, module.kernel(kernel))
+        return self._programs[kernel]
+
+    def mutate(
+        self, pattern: str, replacement: str, kernel: str = "", occurrence: int | None = None
+    ) -> EmulatedLibrary:
         """The same host code with other device code: re.sub on the PTX, of kernels whose name has `kernel` in it.
 
         `occurrence` picks one match, from 0 in the order of the text. It is an error if nothing matches.

@@ -104,10 +104,22 @@ class Kernel:
         return max((p.offset + p.size for p in self.parameters.values()), default=0)
 
 
-@dataclass
 class Module:
-    kernels: dict[str, Kernel]
-    variables: dict[str, Variable]  # .shared, .global, .const outside kernels
+    """A file's kernels, each parsed when it is first asked for: one source has dozens and a test runs a few."""
+
+    def __init__(self, texts: dict[str, tuple[str, str]], variables: dict[str, Variable]):
+        self._texts = texts  # header and body by name
+        self._kernels: dict[str, Kernel] = {}
+        self.variables = variables  # .shared, .global, .const outside kernels
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._texts)
+
+    def kernel(self, name: str) -> Kernel:
+        if name not in self._kernels:
+            self._kernels[name] = _parse_kernel(*self._texts[name])
+        return self._kernels[name]
 
 
 TYPE_BYTES = {f"{kind}{bits}": bits // 8 for kind in "busf" for bits in (8, 16, 32, 64)} | {"b128": 16}
@@ -117,50 +129,47 @@ _VARIABLE = re.compile(
     r"\.(?P<type>\w+)\s+(?P<name>[\w$%]+)(?P<array>(?:\[\d*\])*)\s*(?:=\s*(?P<init>.*))?$",
     re.DOTALL,
 )
-_PARAMETER = re.compile(
-    r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr[^%\w]*(?:\.\w+\s+)*(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?$"
-)
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?$")
+_POINTER = re.compile(r"\.ptr\b(?:\s+\.(?:global|shared|const|local))?(?:\s+\.align\s+\d+)?")  # a hint on a parameter
 _INSTRUCTION = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
+_HEADER = re.compile(r"^\s*(?:\.(?:visible|weak|extern)\s+)?\.(entry|func)\b([^{;]*)([{;])", re.MULTILINE)
 _NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9]\d*)U?$")
 
 
 def parse(text: str) -> Module:
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
-    text = re.sub(r"^\s*\.(?:loc|file)\b.*$", "", text, flags=re.MULTILINE)
-    kernels: dict[str, Kernel] = {}
+    text = re.sub(r"^\s*\.(?:loc|file|version|target|address_size)\b.*$", "", text, flags=re.MULTILINE)
+    kernels: dict[str, tuple[str, str]] = {}
     outside = []
     position = 0
-    for header in re.finditer(r"(?:\.(?:visible|weak|extern)\s+)?\.(entry|func)\b([^{;]*)([{;])", text):
+    for header in _HEADER.finditer(text):
         if header.start() < position:
             continue
         outside.append(text[position : header.start()])
         position = header.end()
-        if header.group(3) == ";":
+        if header[3] == ";":
             continue  # a declaration
         end = _closing_brace(text, header.end())
-        if header.group(1) == "entry":
-            kernel = _parse_kernel(header.group(2), text[header.end() : end])
-            kernels[kernel.name] = kernel
+        if header[1] == "entry":
+            name = re.match(r"\s*([\w$]+)", header[2])
+            assert name
+            kernels[name[1]] = header[2], text[header.end() : end]
         position = end + 1
     outside.append(text[position:])
-    variables = {}
-    for statement in ";".join(outside).split(";"):
-        match = _VARIABLE.match(
-            statement[statement.find(".extern") if ".extern" in statement else 0 :].strip().split("\n\n")[-1].strip()
-        )
-        if match:
-            variable = _variable(match)
-            variables[variable.name] = variable
-    return Module(kernels, variables)
+    declared = (_VARIABLE.match(statement.strip()) for part in outside for statement in part.split(";"))
+    variables = [_variable(match) for match in declared if match]
+    return Module(kernels, {variable.name: variable for variable in variables})
 
 
 def _closing_brace(text: str, start: int) -> int:
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start:]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return start + brace.start()
-    raise UnsupportedPtx("unbalanced braces")
+    end = start
+    while True:
+        end = text.find("}", text.find("\n}", end))  # a body's brace starts a line; so may one of inline assembly
+        if end < 0:
+            raise UnsupportedPtx("unbalanced braces")
+        if text.count("{", start, end) == text.count("}", start, end):
+            return end
+        end += 1
 
 
 def _variable(match: re.Match[str]) -> Variable:
@@ -194,7 +203,7 @@ def _parse_kernel(header: str, body: str) -> Kernel:
     parameters: dict[str, Parameter] = {}
     offset = 0
     for declaration in filter(None, (part.strip() for part in (match[2] or "").split(","))):
-        parameter = _PARAMETER.match(" ".join(declaration.split()))
+        parameter = _PARAMETER.match(" ".join(_POINTER.sub("", declaration).split()))
         if not parameter:
             raise UnsupportedPtx(f"parameter declaration {declaration!r}")
         width = TYPE_BYTES[parameter[2]]
@@ -225,7 +234,7 @@ class _BodyParser:
     def parse(self, body: str) -> None:
         body = re.sub(r"(\$?[A-Za-z_][\w$]*)\s*:(?!:)", r"\1:;", body)
         statements = [self._strip_scopes(statement) for statement in body.split(";")]
-        # Labels first: a branch may go forward. A scope is the list of its statements, so walk twice with the same names.
+        # Operands last, when all labels are known: a branch may go forward.
         pending: list[tuple[list[tuple[str, dict[str, Register], dict[str, str]]], str]] = []
         for braces, statement in statements:
             for brace in braces:
@@ -289,7 +298,10 @@ class _BodyParser:
             if not isinstance(guard, Register):
                 raise UnsupportedPtx(f"guard of {statement!r}")
         opcode, *modifiers = match[3].split(".")
-        operands = [self._operand(scopes, part) for part in _split(match[4])] if opcode != "call" else []
+        try:
+            operands = [self._operand(scopes, part) for part in _split(match[4])] if opcode != "call" else []
+        except UnsupportedPtx as error:
+            raise UnsupportedPtx(f"{error} of `{statement}`") from error
         return Instruction(statement, opcode, modifiers, operands, guard, match[1] == "!", index)
 
     def _name(self, scopes, name: str) -> Register | Symbol:
@@ -327,6 +339,8 @@ class _BodyParser:
 
 
 def _split(text: str) -> list[str]:
+    if "{" not in text and "[" not in text:
+        return text.split(",") if text.strip() else []
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[") - (character in "}]")

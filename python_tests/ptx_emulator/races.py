@@ -1,12 +1,12 @@
 """Data races by vector clocks.
 
-Each warp has a clock per warp of its block: how much of that warp's past it has waited for. A barrier joins the clocks of
-the warps it releases and starts a new tick for each. An access is stamped with its warp and that warp's tick; a later
-access that conflicts with it is ordered behind it only if its warp has waited for that tick. This does not depend on the
-order in which the emulator happened to run the two, so a race is found even when the values come out right.
+Each warp has a clock per warp of its block: how much of that warp's past it has waited for. A barrier joins the clocks
+of the warps it releases and starts a new tick for each. An access is stamped with its warp and that warp's tick; a
+later access that conflicts with it is ordered behind it only if its warp has waited for that tick. This does not depend
+on the order in which the emulator happened to run the two: a race is found even when the values come out right.
 
-Blocks of one launch have no order at all. Stamps are kept per granule, the narrowest access of the kernel: two warps may
-write neighbouring bytes.
+Blocks of one launch have no order at all. Stamps are kept per granule, the narrowest access of the kernel: two warps
+may write neighbouring bytes.
 """
 
 from __future__ import annotations

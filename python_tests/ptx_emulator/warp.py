@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .control import require_members
+from .control import RESELECT, bits, together
 from .decode import Decoder, Run, handles, put, unsupported
 from .formats import bf16_to_f64
 from .parser import Instruction, Pair
@@ -20,8 +20,9 @@ def _shuffle(d: Decoder, ins: Instruction) -> Run:
     valid = d.write(target.second, "pred") if isinstance(target, Pair) else None
     source, by, clamp, members = (d.read(operand, "b32") for operand in ins.operands[1:5])
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         lane = np.tile(LANE, m.slice.warps)
         amount, c = m.r[by].astype(np.int64) & 31, m.r[clamp].astype(np.int64)
         segment, bound = (c >> 8) & 31, c & 31
@@ -59,11 +60,6 @@ def _voting(m, slot: int, negated: bool) -> tuple[np.ndarray, np.ndarray]:
     return (value != negated).reshape(-1, 32), executing.reshape(-1, 32)
 
 
-def _bits(flags: np.ndarray) -> np.ndarray:
-    """One word per row of 32 flags."""
-    return np.packbits(flags, axis=1, bitorder="little").view(np.uint32)[:, 0]
-
-
 @handles("vote")
 def _vote(d: Decoder, ins: Instruction) -> Run:
     mode = ins.one_of("all", "any", "uni", "ballot")
@@ -71,12 +67,13 @@ def _vote(d: Decoder, ins: Instruction) -> Run:
     slot, negated = d.predicate(ins.operands[1])
     members = d.read(ins.operands[2], "b32")
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         value, executing = _voting(m, slot, negated)
         every, some = (value | ~executing).all(axis=1), (value & executing).any(axis=1)
         votes = {"all": every, "any": some, "uni": every | ~some}
-        result = _bits(value & executing) if mode == "ballot" else votes[str(mode)]
+        result = bits(value & executing) if mode == "ballot" else votes[str(mode)]
         put(m, out, np.repeat(result, 32))
 
     return run
@@ -88,7 +85,7 @@ def _active_mask(d: Decoder, ins: Instruction) -> Run:
 
     def run(m) -> None:
         executing = np.ones(m.slice.size, bool) if m.mask is None else m.mask
-        put(m, out, np.repeat(_bits(executing.reshape(-1, 32)), 32))
+        put(m, out, np.repeat(bits(executing.reshape(-1, 32)), 32))
 
     return run
 
@@ -100,12 +97,13 @@ def _match(d: Decoder, ins: Instruction) -> Run:
     out, slot = d.write(ins.operands[0], "b32"), d.read(ins.operands[1], ins.type)
     members = d.read(ins.operands[2], "b32")
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         values = np.broadcast_to(m.r[slot], (m.slice.size,)).reshape(-1, 32)
         executing = (np.ones(m.slice.size, bool) if m.mask is None else m.mask).reshape(-1, 32)
         same = (values[:, :, None] == values[:, None, :]) & executing[:, None, :]
-        put(m, out, _bits(same.reshape(-1, 32)))
+        put(m, out, bits(same.reshape(-1, 32)))
 
     return run
 
@@ -129,8 +127,9 @@ def _redux(d: Decoder, ins: Instruction) -> Run:
         d.read(ins.operands[2], "b32"),
     )
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         values = np.broadcast_to(m.r[slot], (m.slice.size,)).reshape(-1, 32)
         executing = True if m.mask is None else m.mask.reshape(-1, 32)
         if ufunc in (np.minimum, np.maximum):
@@ -146,17 +145,6 @@ def _redux(d: Decoder, ins: Instruction) -> Run:
     return run
 
 
-def _whole_warps(m, ins: Instruction) -> None:
-    if m.mask is not None and (m.mask.reshape(-1, 32).any(axis=1) & ~m.mask.reshape(-1, 32).all(axis=1)).any():
-        torn = m.mask.reshape(-1, 32)
-        lanes = np.repeat(torn.any(axis=1) & ~torn.all(axis=1), 32)
-        raise m.launch.findings.fatal(
-            "divergence",
-            ins.text,
-            f"only some threads of a warp execute it ({m.who(int(m.slice.numbers[lanes & m.mask][0]))} does)",
-        )
-
-
 @handles("ldmatrix")
 def _load_matrix(d: Decoder, ins: Instruction) -> Run:
     count = {"x1": 1, "x2": 2, "x4": 4}[str(ins.one_of("x1", "x2", "x4"))]
@@ -167,8 +155,9 @@ def _load_matrix(d: Decoder, ins: Instruction) -> Run:
     transposed = ins.has("trans")
     rows = 8 * count
 
-    def run(m) -> None:
-        _whole_warps(m, ins)
+    def run(m) -> int | None:
+        if not together(m, ins):
+            return RESELECT
         where = addresses(m)
         # Only the first 8 lanes per matrix give addresses.
         outer = m.mask
@@ -232,7 +221,7 @@ def _mma(d: Decoder, ins: Instruction) -> Run:
         raise unsupported(ins)
     fragments = _Fragments(k, 4 if kind == "tf32" else 2)
     read = lambda operand: [d.read(item, "b32") for item in d.items(operand)]  # noqa: E731
-    a, b, c = (read(operand) for operand in ins.operands[1:4])
+    a, b = read(ins.operands[1]), read(ins.operands[2])
     outs = [d.write(item, "f32") for item in d.items(ins.operands[0])]
     if (len(a), len(b)) != (len(fragments.a_index), len(fragments.b_index)):
         raise unsupported(ins, "operand count")
@@ -246,8 +235,9 @@ def _mma(d: Decoder, ins: Instruction) -> Run:
         flat[:, index.reshape(-1)] = _elements(words, kind).reshape(m.slice.warps, -1)
         return flat.reshape(m.slice.warps, *shape)
 
-    def run(m) -> None:
-        _whole_warps(m, ins)
+    def run(m) -> int | None:
+        if not together(m, ins):
+            return RESELECT
         left = matrix(m, a, fragments.a_index, (16, k))
         right = matrix(m, b, fragments.b_index, (k, 8))
         product = np.matmul(left, right).reshape(m.slice.warps, -1)[:, fragments.c_index]

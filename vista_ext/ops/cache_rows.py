@@ -69,7 +69,8 @@ def cache_gather(
         slots: int64 or int32 `[n]`.
         tokens, dim, scheme, group: what the rows hold, as in `quantize_rows`.
         dtype: of the result, unless `out` is given.
-        policy: what to do with a slot outside `[0, num_slots)`: "raise", or "zero" to fill zeros and count it.
+        policy: what to do with a slot outside `[0, num_slots)`: "raise", or "zero" to fill zeros and count it. On a
+            CUDA device "raise" is an assertion in the kernel: it surfaces at the next synchronization.
         out: contiguous `[n, tokens, dim]` to write into: a large result from a cold allocator costs more than the read.
 
     Returns:
@@ -91,7 +92,8 @@ def cache_scatter_(cache: Tensor, slots: Tensor, rows: Tensor, *, policy: IndexP
         cache: uint8 `[num_slots, row_bytes]`, contiguous; written.
         slots: int64 or int32 `[n]`, the slot of each row; of equal slots the last row stays.
         rows: uint8 `[n, row_bytes]`, made by `quantize_rows`.
-        policy: what to do with a slot outside `[0, num_slots)`: "raise", or "zero" to skip and count it.
+        policy: what to do with a slot outside `[0, num_slots)`: "raise" (nothing is written then), or "zero" to skip
+            and count it. On a CUDA device "raise" is an assertion in the kernel, as in `cache_gather`.
 
     Returns:
         int64 scalar: how many slots were out of range (0 under "raise").

@@ -30,5 +30,26 @@ def quantize_rows(x: NDArray[np.float32], scheme: str, group: int) -> NDArray[np
     else:
         clipped = torch.from_numpy(np.clip(values, -448, 448))
         payload = clipped.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-    row = np.concatenate([payload.reshape(n, -1), scales.view(np.uint8), biases.view(np.uint8)], axis=1)
+    payload = payload.reshape(n, -1)
+    payload = np.pad(payload, ((0, 0), (0, payload.shape[1] % 2)))  # a scale starts at an even byte
+    row = np.concatenate([payload, scales.view(np.uint8), biases.view(np.uint8)], axis=1)
     return np.pad(row, ((0, 0), (0, -row.shape[1] % 128)))
+
+
+def dequantize_rows(rows: NDArray[np.uint8], tokens: int, dim: int, scheme: str, group: int) -> NDArray[np.float32]:
+    """The values of `rows`, `[n, tokens, dim]`."""
+    n, groups = len(rows), tokens * dim // group
+    payload = tokens * dim // (2 if scheme == "int4" else 1)
+    scales_at = payload + payload % 2
+    halves = np.ascontiguousarray(rows[:, scales_at : scales_at + 4 * groups]).view(np.float16).astype(np.float32)
+    codes = np.ascontiguousarray(rows[:, :payload])
+    if scheme == "int8":
+        values = codes.view(np.int8).astype(np.float32)
+    elif scheme == "int4":
+        values = np.stack([codes & 15, codes >> 4], axis=-1).astype(np.float32)
+    else:
+        values = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+    values = values.reshape(n, groups, group) * halves[:, :groups, None]
+    if scheme == "int4":
+        values += halves[:, groups:, None]
+    return values.reshape(n, tokens, dim)

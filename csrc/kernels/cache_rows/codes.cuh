@@ -17,6 +17,8 @@ constexpr int kValuesPerByte = kScheme == RowScheme::kInt4 ? 2 : 1;
 constexpr float kMaxHalf = 65504.f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr uint16_t kNanHalf = 0x7e00;
+constexpr float kToInteger = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
+constexpr uint32_t kToIntegerBits = 0x4b400000;
 
 // fminf and fmaxf drop a NaN; these keep it.
 __device__ inline float min_or_nan(float a, float b) {
@@ -94,9 +96,8 @@ struct GroupCode {
     return __fmaf_rn(__fmaf_rn(-quotient, unit, value), inverse, quotient);
   }
 
-  // The code in the low bits (int4: 4, int8: 8, fp8: 7, its magnitude), anything above.
+  // The code in the low bits (int8: 8, fp8: 7, its magnitude), anything above; int4: kToIntegerBits + the code.
   __device__ uint32_t encode(float x) const {
-    constexpr float kToInteger = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
     if constexpr (kScheme == RowScheme::kInt8) {
       return __float_as_uint(__fadd_rn(fminf(fmaxf(divide(x), -127.f), 127.f), kToInteger));
     } else if constexpr (kScheme == RowScheme::kInt4) {
@@ -113,14 +114,19 @@ struct GroupCode {
   // The codes of kCount values, at most four bytes of them, as a word.
   template <int kCount>
   __device__ uint32_t encode_word(const float* x) const {
-    constexpr int kBits = 8 / kValuesPerByte<kScheme>;
-    uint32_t word = 0, signs = 0;
+    uint32_t word = 0, rest = 0;
 #pragma unroll
     for (int i = kCount - 1; i >= 0; --i) {
-      word = word << kBits | (encode(x[i]) & ((1 << kBits) - 1));
-      if constexpr (kScheme == RowScheme::kFp8E4M3) signs = signs << 8 | __float_as_uint(x[i]) >> 24;
+      if constexpr (kScheme == RowScheme::kInt4) {
+        word = (word << 4) + encode(x[i]);  // one instruction: what lies above the codes is subtracted at last
+        rest = (rest << 4) + kToIntegerBits;
+      } else {
+        word = word << 8 | (encode(x[i]) & 0xff);
+        rest = rest << 8 | __float_as_uint(x[i]) >> 24;
+      }
     }
-    if constexpr (kScheme == RowScheme::kFp8E4M3) word = (word & 0x7f7f7f7f) | (signs & 0x80808080);
+    if constexpr (kScheme == RowScheme::kInt4) word -= rest;
+    if constexpr (kScheme == RowScheme::kFp8E4M3) word = (word & 0x7f7f7f7f) | (rest & 0x80808080);  // with the signs
     return unit > 0.f ? word : 0;
   }
 };

@@ -1,4 +1,4 @@
-"""Faults planted into the toys' PTX: each is found, and called by its name. A checker that never fires proves nothing."""
+"""Faults planted into the toys' PTX: each is found and named. A checker that never fires proves nothing."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,9 @@ class TestGemm:
 
     def test_wrong_fragment(self, gemm, seed):
         # Not a finding: the values are wrong, which is what references are for.
-        library = gemm.mutate(r"ldmatrix\.sync\.aligned\.m8n8\.x4", r"ldmatrix.sync.aligned.m8n8.x4.trans", occurrence=0)
+        library = gemm.mutate(
+            r"ldmatrix\.sync\.aligned\.m8n8\.x4", r"ldmatrix.sync.aligned.m8n8.x4.trans", occurrence=0
+        )
         right, wrong = run_gemm(gemm, seed)[3], run_gemm(library, seed)[3]
         assert np.abs(right - wrong).max() > 1
 
@@ -86,12 +88,16 @@ class TestSimple:
         assert kinds(lambda: self.histogram(library, seed)) & {"race", "uninitialised read"}
 
     def test_histogram_without_shared_atomics(self, simple, seed):
-        library = simple.mutate(r"atom\.shared\.add\.u32\s+(%r\d+), (\[%r\d+\]), 1;", r"st.shared.u32 \2, 1;", kernel="histogram")
+        library = simple.mutate(
+            r"atom\.shared\.add\.u32\s+(%r\d+), (\[%r\d+\]), 1;", r"st.shared.u32 \2, 1;", kernel="histogram"
+        )
         assert kinds(lambda: self.histogram(library, seed)) >= {"race"}
 
     def test_histogram_without_global_atomics(self, simple, seed):
         library = simple.mutate(
-            r"(?:atom|red)\.global\.add\.u32\s+(?:%r\d+, )?(\[%rd\d+\]), (%r\d+);", r"st.global.u32 \1, \2;", kernel="histogram"
+            r"(?:atom|red)\.global\.add\.u32\s+(?:%r\d+, )?(\[%rd\d+\]), (%r\d+);",
+            r"st.global.u32 \1, \2;",
+            kernel="histogram",
         )
         assert kinds(lambda: self.histogram(library, seed)) >= {"race"}
 
