@@ -1,6 +1,6 @@
-#include "vista/cuda/launch.h"
-
 #include <cuda_runtime_api.h>
+
+#include "vista/cuda/launch.h"
 
 namespace vista::cuda {
 
