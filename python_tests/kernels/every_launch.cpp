@@ -1,6 +1,6 @@
 // Every launch function with arguments that reach every kernel instance. Nothing is computed: without a driver a call
-// comes back with an error (test_load.py), with the emulator's runtime it says what it launches (tools/kernel_launches.py).
-// An exception would cross into C, hence end the process.
+// comes back with an error (test_load.py), with the emulator's runtime it says what it launches
+// (tools/kernel_launches.py). An exception would cross into C, hence end the process.
 #include <functional>
 #include <vector>
 
@@ -22,7 +22,7 @@ alignas(256) uint8_t device_memory[256];  // an address, never read
 void add_qla(Launches& launches) {
   QlaParams params{};
   params.activation = params.state_activation = Activation::kSilu;
-  params.total = params.max_seq_len = 8;
+  params.total = params.max_seq_len = 2 * kQlaChunkRows;  // whose sums have to be reduced
   params.batch = params.heads = 1;
   params.seq_offsets = {device_memory, false};
   params.q = params.k = params.v = params.grad_out = device_memory;
@@ -56,8 +56,8 @@ void add_cache_rows(Launches& launches) {
           launches.push_back([=] { return gather_rows(from, nullptr); });
           launches.push_back([=] { return dequantize_rows(from, nullptr); });
         }
-    const ScatterParams scatter{1, 1, 128, data, {device_memory, true}, device_memory, num_bad, BadSlots::kCount,
-                                device_memory};
+    const ScatterParams scatter{
+        1, 1, 128, data, {device_memory, true}, device_memory, num_bad, BadSlots::kCount, device_memory};
     launches.push_back([=] { return scatter_rows(scatter, nullptr); });
   }
 }

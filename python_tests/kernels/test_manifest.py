@@ -24,14 +24,15 @@ def manifest():
 
 
 def test_no_spills_no_doubles_nothing_lost(manifest, record):
-    assert not kernel_manifest.broken_rules(manifest, record)
+    problems = kernel_manifest.broken_rules(manifest, record)
+    assert not problems, "\n".join(problems)
 
 
 def test_every_figure(manifest, record):
     if manifest["nvcc"] != record["nvcc"]:
         pytest.skip(f"the record is nvcc {record['nvcc']}'s, here is {manifest['nvcc']}: only the rules were checked")
     changed = kernel_manifest.differences(manifest, record)
-    assert not changed, "if that was meant: make manifest"
+    assert not changed, "\n".join([*changed, "if that was meant: make manifest"])
 
 
 GOOD = {
