@@ -1,0 +1,19 @@
+"""Runs the PTX of our CUDA kernels without a GPU and says what is wrong with them; see README.md."""
+
+from . import arithmetic, control, convert, data, warp  # noqa: F401  they register their instructions
+from .device import Device, DeviceArray
+from .findings import DeviceTrap, EmulationError, Problem
+from .library import BuildError, EmulatedLibrary, toolkit
+from .parser import UnsupportedPtx
+
+__all__ = [
+    "BuildError",
+    "Device",
+    "DeviceArray",
+    "DeviceTrap",
+    "EmulatedLibrary",
+    "EmulationError",
+    "Problem",
+    "UnsupportedPtx",
+    "toolkit",
+]

@@ -1,0 +1,120 @@
+"""Branches, exits, barriers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .decode import Decoder, Run, handles, unsupported
+from .findings import DeviceTrap
+from .parser import Instruction, Symbol
+
+
+@handles("bra")
+def _branch(d: Decoder, ins: Instruction) -> Run:
+    target = d.kernel.labels[ins.operands[0].name]  # type: ignore[union-attr]
+    return lambda m: target  # guarded branches are the decoder's
+
+
+@handles("brx")
+def _branch_table(d: Decoder, ins: Instruction) -> Run:
+    slot = d.read(ins.operands[0], "u32")
+    table = ins.operands[1]
+    assert isinstance(table, Symbol)
+    targets = np.array([d.kernel.labels[name] for name in d.kernel.branch_targets[table.name]])
+
+    def run(m) -> int:
+        index = np.broadcast_to(m.r[slot], (m.slice.size,))
+        if int(m.pick(index).max()) >= len(targets):
+            m.report("out of bounds", ins, "branch table", int(np.argmax(m.pick(index) >= len(targets))))
+        following = targets[np.minimum(index, len(targets) - 1)]
+        m.leave(ins.index + 1)
+        m.pcs[m.executing()] = m.pick(following)
+        return -1
+
+    return run
+
+
+@handles("ret", "exit")
+def _exit(d: Decoder, ins: Instruction) -> Run:
+    following = ins.index + 1
+    return lambda m: m.finish(following)
+
+
+@handles("trap", "brkpt")
+def _trap(d: Decoder, ins: Instruction) -> Run:
+    def run(m) -> None:
+        raise DeviceTrap(d.kernel.name, m.who(int(m.executing()[0])))
+
+    return run
+
+
+@handles("call")
+def _call(d: Decoder, ins: Instruction) -> Run:
+    if "__assertfail" in ins.text:
+        return _trap(d, ins)
+    raise unsupported(ins, "device functions must be inlined")
+
+
+@handles("bar", "barrier")
+def _barrier(d: Decoder, ins: Instruction) -> Run:
+    if ins.has("warp"):
+        return _warp_barrier(d, ins)
+    if ins.one_of("red", "cluster"):
+        raise unsupported(ins)
+    wait = ins.has("sync")
+    number = d.read(ins.operands[0], "u32")
+    threads = d.read(ins.operands[1], "u32") if len(ins.operands) > 1 else None
+    following = ins.index + 1
+
+    def run(m) -> int:
+        chosen = m.pick(np.broadcast_to(m.r[number], (m.slice.size,)))
+        counts = np.zeros(1, np.int64) if threads is None else m.pick(np.broadcast_to(m.r[threads], (m.slice.size,)))
+        arriving = m.executing()
+        result = m.leave(following)
+        for barrier in np.unique(chosen):
+            count = int(counts[0] if threads is None else counts[chosen == barrier][0])
+            m.barriers.arrive(ins, arriving[chosen == barrier], int(barrier), count, wait)
+        return result
+
+    return run
+
+
+def _warp_barrier(d: Decoder, ins: Instruction) -> Run:
+    """Orders the lanes of a warp, which have no clocks of their own here: only the mask is checked."""
+    member = d.read(ins.operands[0], "u32")
+
+    def run(m) -> None:
+        require_members(m, ins, m.r[member])
+
+    return run
+
+
+def require_members(m, ins: Instruction, members: np.ndarray) -> None:
+    """Every thread that the mask names must execute the instruction, and every thread that executes it be named."""
+    if m.mask is None and members.shape[0] == 1 and members[0] == 0xFFFFFFFF:
+        return
+    executing = np.ones(m.slice.size, bool) if m.mask is None else m.mask
+    lanes = executing.reshape(-1, 32)
+    named = (
+        np.broadcast_to(members, (m.slice.size,)).reshape(-1, 32, 1) >> np.arange(32, dtype=np.uint32)
+    ) & np.uint32(1)
+    exited = m.done[m.slice.lanes].reshape(-1, 32)
+    here = np.where(lanes[:, :, None], named.astype(bool), False)
+    missing = (here & ~(lanes | exited)[:, None, :]).any(axis=2)
+    unnamed = lanes & ~np.einsum("wll->wl", named).astype(bool)
+    wrong = ((missing | unnamed) & lanes).reshape(-1)
+    if wrong.any():
+        detail = "the mask names threads that are elsewhere, or not the one that executes it"
+        m.report("divergence", ins, detail, int(np.argmax(m.pick(wrong))))
+
+
+@handles("membar", "fence")
+def _fence(d: Decoder, ins: Instruction) -> Run:
+    if ins.one_of("proxy", "mbarrier_init"):
+        raise unsupported(ins)
+    return lambda m: None  # execution is sequentially consistent
+
+
+@handles("nanosleep", "pragma")
+def _nothing(d: Decoder, ins: Instruction) -> Run:
+    return lambda m: None

@@ -1,0 +1,21 @@
+import pytest
+
+from python_tests.ptx_emulator import EmulatedLibrary, toolkit
+
+from .toys import FOLDER
+
+
+def _library(name: str) -> EmulatedLibrary:
+    if toolkit() is None:
+        pytest.skip("no nvcc on this machine")
+    return EmulatedLibrary.build([f"{FOLDER}/{name}.cu"])
+
+
+@pytest.fixture(scope="session")
+def gemm() -> EmulatedLibrary:
+    return _library("tile_gemm")
+
+
+@pytest.fixture(scope="session")
+def simple() -> EmulatedLibrary:
+    return _library("simple")

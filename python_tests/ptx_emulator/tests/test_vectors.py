@@ -1,0 +1,37 @@
+"""Every instruction against its vectors."""
+
+import os
+import subprocess
+
+import pytest
+
+from python_tests.ptx_emulator import toolkit, vectors
+from python_tests.ptx_emulator.vectors.micro import HEADER, emulate, kernel
+
+VECTORS = vectors.load()
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name.replace(" ", "-"))
+def test_vector(vector):
+    text = kernel("vector", vector.body, vector.inputs, vector.outputs)
+    assert vector.mismatches(emulate(text, "vector", vector.operands, len(vector.outputs))) == []
+
+
+def test_the_file_is_what_is_computed():
+    confirmed = {vector.name: vector.confirmed_on_gpu for vector in VECTORS}
+    fresh = vectors.compute()
+    for vector in fresh:
+        vector.confirmed_on_gpu = confirmed.get(vector.name)
+    assert [vector.as_json() for vector in fresh] == [vector.as_json() for vector in VECTORS]
+
+
+def test_the_assembler_takes_them(tmp_path):
+    nvcc = toolkit()
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    texts = [kernel(f"vector_{n}", v.body, v.inputs, v.outputs) for n, v in enumerate(VECTORS)]
+    source = tmp_path / "vectors.ptx"
+    source.write_text(HEADER + "".join(texts))
+    command = [str(nvcc), "-cubin", "-arch=sm_80", str(source), "-o", os.devnull]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
