@@ -1,4 +1,4 @@
-// phi and phi', with the kind uniform over the launch: one branch for a whole vector of values.
+// phi and phi'. The kind is a runtime argument, uniform over a launch.
 #pragma once
 
 #include "dtype.cuh"
@@ -29,58 +29,50 @@ __device__ inline float exponential(float x) {
     return exp2_approx(1.4426950408889634f * x);
 }
 
-template <class T, int N>
-__device__ inline void activate(Activation kind, float (&x)[N]) {
-  switch (kind) {
-    case Activation::kSilu:
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] *= reciprocal(1.f + exponential<T>(-x[i]));
-      break;
-    case Activation::kShiftedElu:
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] = x[i] >= 1.f ? x[i] : exponential<T>(x[i] - 1.f);
-      break;
-    case Activation::kRelu:  // NaN stays NaN
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] = x[i] < 0.f ? 0.f : x[i];
-      break;
-    case Activation::kIdentity:
-      break;
+template <Activation kKind>
+struct Phi {
+  template <class T>
+  static __device__ float value(float x) {
+    if constexpr (kKind == Activation::kSilu) return x * reciprocal(1.f + exponential<T>(-x));
+    if constexpr (kKind == Activation::kShiftedElu) return x >= 1.f ? x : exponential<T>(x - 1.f);
+    if constexpr (kKind == Activation::kRelu) return x < 0.f ? 0.f : x;  // NaN stays NaN
+    if constexpr (kKind == Activation::kIdentity) return x;
   }
-}
 
-template <class T, int N>
-__device__ inline void activate_with_slope(Activation kind, float (&x)[N], float (&slope)[N]) {
-  switch (kind) {
-    case Activation::kSilu:
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const float sigmoid = reciprocal(1.f + exponential<T>(-x[i]));
-        const float value = x[i] * sigmoid;
-        slope[i] = sigmoid + value * (1.f - sigmoid);
-        x[i] = value;
-      }
-      break;
-    case Activation::kShiftedElu:
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const bool linear = x[i] >= 1.f;
-        x[i] = linear ? x[i] : exponential<T>(x[i] - 1.f);
-        slope[i] = linear ? 1.f : x[i];
-      }
-      break;
-    case Activation::kRelu:
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        slope[i] = x[i] > 0.f ? 1.f : 0.f;
-        x[i] = x[i] < 0.f ? 0.f : x[i];
-      }
-      break;
-    case Activation::kIdentity:
-#pragma unroll
-      for (int i = 0; i < N; ++i) slope[i] = 1.f;
-      break;
+  // x becomes its value
+  template <class T>
+  static __device__ float slope(float& x) {
+    const float before = x;
+    if constexpr (kKind == Activation::kSilu) {
+      const float sigmoid = reciprocal(1.f + exponential<T>(-x));
+      x *= sigmoid;
+      return sigmoid + x * (1.f - sigmoid);
+    }
+    x = value<T>(x);
+    if constexpr (kKind == Activation::kShiftedElu) return before >= 1.f ? 1.f : x;
+    if constexpr (kKind == Activation::kRelu) return before > 0.f ? 1.f : 0.f;
+    if constexpr (kKind == Activation::kIdentity) return 1.f;
   }
+
+  template <class T, int N>
+  static __device__ void apply(float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = value<T>(x[i]);
+  }
+};
+
+// f(Phi<kind>{}): one branch, the same for all threads, around a whole tile of work. No switch, which could become a
+// jump table.
+template <class F>
+__device__ inline void with_activation(Activation kind, F f) {
+  if (kind == Activation::kSilu)
+    f(Phi<Activation::kSilu>{});
+  else if (kind == Activation::kShiftedElu)
+    f(Phi<Activation::kShiftedElu>{});
+  else if (kind == Activation::kRelu)
+    f(Phi<Activation::kRelu>{});
+  else
+    f(Phi<Activation::kIdentity>{});
 }
 
 }  // namespace vista::cuda

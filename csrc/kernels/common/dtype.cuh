@@ -1,5 +1,5 @@
-// Element types of rows as raw bits, and their 16-byte vectors and pairs as floats. The kernels compute in fp32 and meet
-// a narrow type only where they read and write memory.
+// Element types of rows as raw bits, and their 16-byte vectors and pairs as floats. The kernels compute in fp32 and
+// meet a narrow type only where they read and write memory.
 #pragma once
 
 #include <cuda_runtime.h>

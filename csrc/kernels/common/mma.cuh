@@ -2,8 +2,8 @@
 //
 // Every Math keeps the accumulators as mma.m16n8 does: thread (g = lane / 4, t = lane % 4) holds of each 8 columns the
 // rows g and g + 8 and the columns 2t and 2t + 1 as acc[j] = {(g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1)}. So kernels
-// are written once for all. Operands are row-major with pitches (in elements) that keep the rows 16-byte aligned; an odd
-// pitch in 16-byte units avoids bank conflicts.
+// are written once for all. Operands are row-major with pitches (in elements) that keep the rows 16-byte aligned; an
+// odd pitch in 16-byte units avoids bank conflicts.
 #pragma once
 
 #include "async_copy.cuh"
@@ -189,9 +189,8 @@ struct FmaMath {
   template <int K, int N, int kPitchA, int kPitchB>
   static __device__ void tn(Accumulator<N>& acc, const float* a, const float* b) {
     const int g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll 4
-    for (int k = 0; k < K; ++k)
-      outer(acc, a[k * kPitchA + g], a[k * kPitchA + g + 8], b + k * kPitchB + 2 * t);
+#pragma unroll(N < 128 ? 4 : 1)
+    for (int k = 0; k < K; ++k) outer(acc, a[k * kPitchA + g], a[k * kPitchA + g + 8], b + k * kPitchB + 2 * t);
   }
 
   template <int K, int N, int kPitchA, int kPitchB>

@@ -1,8 +1,9 @@
 // Rows times a matrix: out = phi1(Q) P + own term, and, where the fused backward does not fit, dV = phi1(K) dZ.
 //
-// Each warp streams its own tiles of 16 rows through a ring in shared memory that no other warp touches, so the loop has no
-// block barrier. The matrix is made from the fp32 state when the block starts and stays. Q is read once and out written
-// once (where D x D does not fit, a block owns kSlice columns of out, and Q is read again from L2 for each slice).
+// Each warp streams its own tiles of 16 rows through a ring in shared memory that no other warp touches, so the loop
+// has no block barrier. The matrix is made from the fp32 state when the block starts and stays. Q is read once and out
+// written once (where D x D does not fit, a block owns kSlice columns of out, and Q is read again from L2 for each
+// slice).
 #include "launch.cuh"
 #include "matrix.cuh"
 #include "own_term.cuh"
@@ -24,7 +25,7 @@ struct ApplyShape {
   static constexpr int kPitch = padded<T>(kSlab), kMatrixPitch = padded<T>(kSlice);
   static constexpr int kTile = 16 * kPitch;
   static constexpr int kSharedBytes = (D * kMatrixPitch + kWarps * kStages * kTile) * kSize + kWarps * 16 * 4;
-  static constexpr int kBlocks = kSlice < 128 ? 4 : 2;
+  static constexpr int kBlocks = D * kSize <= 128 ? 4 : 3;
 };
 
 template <class Math, int D>
@@ -39,9 +40,9 @@ __global__ void __launch_bounds__(ApplyShape<Math, D>::kWarps * 32, ApplyShape<M
   if (first_column >= p.e) return;
   const int64_t columns = p.e - first_column < Shape::kSlice ? p.e - first_column : Shape::kSlice;
   void* out = gradient ? p.grad_v : p.out;
-  const int64_t end = w.product_end(gradient);
-  zero_rows<T>(out, p, end, w.zero_end(gradient, p.own_term), w.head, p.e, first_column, columns);
-  if (w.begin >= end) return;
+  const int rows = w.product_rows(gradient);
+  zero_rows<T>(out, p, w, rows, w.zero_end(gradient, p.own_term), p.e, first_column, columns);
+  if (rows == 0) return;
 
   extern __shared__ uint4 shared[];
   const int lane = lane_id(), warp = threadIdx.x / 32;
@@ -52,15 +53,14 @@ __global__ void __launch_bounds__(ApplyShape<Math, D>::kWarps * 32, ApplyShape<M
 
   const T* q = static_cast<const T*>(gradient ? p.k : p.q);
   const int64_t stride = p.heads * p.d;
-  const int rows = static_cast<int>(end - w.begin);
   const int tiles = (static_cast<int>(ceil_div(rows, 16)) + Shape::kWarps - 1 - warp) / Shape::kWarps;
   const auto row_of = [&](int tile) { return (tile * Shape::kWarps + warp) * 16; };
   const auto copy_slab = [&](int step) {
     const int row = row_of(step / Shape::kSlabs), column = step % Shape::kSlabs * Shape::kSlab;
     if (step < tiles * Shape::kSlabs)
       copy_rows<T, 16, Shape::kSlab, kPitch, 32>(ring + step % kStages * kTile,
-                                                 rows_at(q, p, w.begin + row, w.head, p.d) + column, stride,
-                                                 rows - row, p.d - column, lane);
+                                                 rows_at(q, p, w.begin + row, w.head, p.d) + column, stride, rows - row,
+                                                 p.d - column, lane);
     commit_copies();
   };
 
@@ -82,14 +82,15 @@ __global__ void __launch_bounds__(ApplyShape<Math, D>::kWarps * 32, ApplyShape<M
 
     // The tile has served: values of targets, then the results take its place.
     __syncwarp();
-    const int64_t row = w.begin + row_of(step / Shape::kSlabs);
-    const TargetTile targets(p, w, row, end);
-    if (targets.any() && !gradient)
+    const int row = row_of(step / Shape::kSlabs);
+    const TargetTile targets(w, row);
+    if (p.own_term && !gradient && targets.any())
       add_own_term<T, Shape::kSlice, kPitch>(acc, p, w, targets, first_column, tile, factors);
     store_accumulator<T, Shape::kSlice, kPitch>(tile, acc);
     __syncwarp();
-    store_rows<T, 16, Shape::kSlice, kPitch, 32>(tile, rows_at(static_cast<T*>(out), p, row, w.head, p.e) + first_column,
-                                                 p.heads * p.e, targets.rows, columns, lane);
+    store_rows<T, 16, Shape::kSlice, kPitch, 32>(
+        tile, rows_at(static_cast<T*>(out), p, w.begin + row, w.head, p.e) + first_column, p.heads * p.e, rows - row,
+        columns, lane);
   }
 }
 

@@ -11,8 +11,8 @@ struct Dim {
   static constexpr int value = D;
 };
 
-// The backward kernels that read each row once keep D x D and tiles of two tensors in shared memory, 99 KB at most. Where
-// rows are wider than this, dQ and W (dK and dV) take a pass each.
+// The backward kernels that read each row once keep D x D and tiles of two tensors in shared memory, 99 KB at most.
+// Where rows are wider than this, dQ and W (dK and dV) take a pass each.
 template <class Math, int D>
 constexpr bool kFusedBackward = D * sizeof(typename Math::T) <= 256;
 
@@ -21,8 +21,9 @@ template <class F>
 int dispatch(const QlaParams& p, F f) {
   const int64_t widest = p.d > p.e ? p.d : p.e, narrowest = p.d < p.e ? p.d : p.e;
   if (narrowest < 16 || widest > 256 || p.d % 8 != 0 || p.e % 8 != 0)
-    throw std::invalid_argument("qla kernels are built for head dimensions that are multiples of 8 from 16 to 256, found " +
-                                std::to_string(p.d) + " and " + std::to_string(p.e));
+    throw std::invalid_argument(
+        "qla kernels are built for head dimensions that are multiples of 8 from 16 to 256, found " +
+        std::to_string(p.d) + " and " + std::to_string(p.e));
   const auto with_dim = [&](auto math) {
     if (widest <= 32) return f(math, Dim<32>{});
     if (widest <= 64) return f(math, Dim<64>{});
@@ -30,12 +31,9 @@ int dispatch(const QlaParams& p, F f) {
     return f(math, Dim<256>{});
   };
   switch (p.dtype) {
-    case DType::kBFloat16:
-      return with_dim(MmaMath<BFloat16>{});
-    case DType::kHalf:
-      return with_dim(MmaMath<Half>{});
-    case DType::kFloat:
-      return p.allow_tf32 ? with_dim(Tf32Math{}) : with_dim(FmaMath{});
+    case DType::kBFloat16: return with_dim(MmaMath<BFloat16>{});
+    case DType::kHalf: return with_dim(MmaMath<Half>{});
+    case DType::kFloat: return p.allow_tf32 ? with_dim(Tf32Math{}) : with_dim(FmaMath{});
   }
   throw std::invalid_argument("qla kernels are built for float32, bfloat16 and float16");
 }
@@ -44,14 +42,14 @@ int dispatch(const QlaParams& p, F f) {
 template <class... Parameters, class... Arguments>
 int launch_items(void (*kernel)(Parameters...), const QlaParams& p, int slices, int threads, int shared_bytes,
                  Stream stream, Arguments... arguments) {
+  if (p.chunk_rows < 1 || p.chunk_rows > 1 << 30) throw std::invalid_argument("qla: chunk_rows must be in [1, 2^30]");
   const int64_t blocks = most_items(p) * p.heads * slices;
   if (blocks > INT32_MAX)
     throw std::invalid_argument("qla kernels take at most 2^31 - 1 blocks: (total / " + std::to_string(p.chunk_rows) +
                                 " + batch) * heads is too large");
   if (p.heads == 0 || p.batch + p.total == 0) return cudaSuccess;
   // Above 48 KB a kernel has to ask. Asking every time costs less than remembering per device.
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(p, arguments...);
   return cudaGetLastError();

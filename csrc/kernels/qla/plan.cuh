@@ -1,5 +1,5 @@
-// Work items: a sequence is cut, by its own length only, into chunks of chunk_rows rows; one block works on one chunk of
-// one head. The rows behind the last sequence form a pseudo-sequence whose chunks are only written with zeros.
+// Work items: a sequence is cut, by its own length only, into chunks of chunk_rows rows; one block works on one chunk
+// of one head. The rows behind the last sequence form a pseudo-sequence whose chunks are only written with zeros.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,28 +46,33 @@ __device__ inline int64_t targets_of(const QlaParams& p, int64_t sequence) {
   return p.num_targets.data == nullptr ? 0 : index_at(p.num_targets, sequence);
 }
 
+// Small enough to stay in registers beside the accumulators.
 struct Work {
-  int64_t sequence;
-  int64_t begin, end;   // packed rows of the chunk
-  int64_t source_end;   // packed row at which the sequence's targets begin; may lie outside the chunk
-  int64_t first;        // first row of the sequence
-  int64_t length;       // rows of the sequence
-  int32_t slot;         // of the chunk's partial sum, if the sequence is longer than a chunk
+  int64_t begin;    // first packed row of the chunk
+  int32_t rows;     // of the chunk
+  int32_t sources;  // of them, the first ones; the others are targets
+  int32_t sequence;
+  int32_t slot;  // of the chunk's partial sum
+  float scale;   // of the sequence
   int head;
-  int slice;            // of kSlices
+  int slice;  // of kSlices
   bool padding;
+  bool first;            // chunk of its sequence
+  bool is_all;           // the sequence has no other chunk
+  bool has_all_sources;  // no other chunk has sources, if this is the first
 
-  // Rows [begin, product_end) have a result, [product_end, zero_end) are written with zeros. Gradients of keys and values
+  // Rows [0, product_rows) have a result, [product_rows, zero_end) are written with zeros. Gradients of keys and values
   // concern source rows; targets get theirs from the own term, if there is one.
-  __device__ int64_t product_end(bool of_sources) const {
-    if (padding) return begin;
-    if (!of_sources || source_end >= end) return end;
-    return source_end > begin ? source_end : begin;
-  }
-  __device__ int64_t zero_end(bool of_sources, bool own_term) const {
-    return padding || (of_sources && !own_term) ? end : product_end(of_sources);
+  __device__ int product_rows(bool of_sources) const { return padding ? 0 : (of_sources ? sources : rows); }
+  __device__ int zero_end(bool of_sources, bool own_term) const {
+    return padding || (of_sources && !own_term) ? rows : product_rows(of_sources);
   }
 };
+
+__device__ inline float scale_of(const QlaParams& p, int64_t sequence, int64_t sources) {
+  if (p.attn_scale != nullptr) return p.attn_scale[sequence];
+  return 1.f / static_cast<float>(sources > 1 ? sources : 1);
+}
 
 // The largest i in [0, n) with starts[i].item <= item, by the whole warp: 32 probes a step.
 __device__ inline int64_t last_start(const Start* starts, int64_t n, int32_t item) {
@@ -82,6 +87,10 @@ __device__ inline int64_t last_start(const Start* starts, int64_t n, int32_t ite
   return low;
 }
 
+__device__ inline int32_t clamp_to_chunk(const QlaParams& p, int64_t rows) {
+  return static_cast<int32_t>(rows < 0 ? 0 : (rows < p.chunk_rows ? rows : p.chunk_rows));
+}
+
 // False for a block beyond the work. Heads vary fastest: the rows of neighbouring heads are neighbours in memory.
 template <int kSlices>
 __device__ inline bool find_work(const QlaParams& p, Work& w) {
@@ -92,23 +101,24 @@ __device__ inline bool find_work(const QlaParams& p, Work& w) {
   w.slice = static_cast<int>(rest % kSlices);
   const Start* starts = plan_of(p);
   if (item >= starts[p.batch + 1].item) return false;
-  w.sequence = last_start(starts, p.batch + 1, item);
-  const Start start = starts[w.sequence];
-  w.padding = w.sequence == p.batch;
-  w.first = index_at(p.seq_offsets, w.sequence);
-  const int64_t last = w.padding ? p.total : index_at(p.seq_offsets, w.sequence + 1);
+  const int64_t sequence = last_start(starts, p.batch + 1, item);
+  const Start start = starts[sequence];
   const int32_t chunk = item - start.item;
-  w.length = last - w.first;
-  w.begin = w.first + chunk * p.chunk_rows;
-  w.end = w.begin + p.chunk_rows < last ? w.begin + p.chunk_rows : last;
-  w.source_end = w.padding ? last : last - targets_of(p, w.sequence);
+  w.sequence = static_cast<int32_t>(sequence);
   w.slot = start.slot + chunk;
+  w.padding = sequence == p.batch;
+  w.first = chunk == 0;
+  const int64_t first = index_at(p.seq_offsets, sequence);
+  const int64_t end = w.padding ? p.total : index_at(p.seq_offsets, sequence + 1);
+  const int64_t sources = end - first - (w.padding ? 0 : targets_of(p, sequence));
+  const int64_t before = chunk * p.chunk_rows;
+  w.begin = first + before;
+  w.rows = clamp_to_chunk(p, end - w.begin);
+  w.sources = clamp_to_chunk(p, sources - before);
+  w.scale = w.padding ? 1.f : scale_of(p, sequence, sources);
+  w.is_all = end - first <= p.chunk_rows;
+  w.has_all_sources = sources <= p.chunk_rows;
   return true;
-}
-
-__device__ inline float scale_of(const QlaParams& p, int64_t sequence, int64_t sources) {
-  if (p.attn_scale != nullptr) return p.attn_scale[sequence];
-  return 1.f / static_cast<float>(sources > 1 ? sources : 1);
 }
 
 }  // namespace vista::cuda

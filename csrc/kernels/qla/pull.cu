@@ -1,6 +1,6 @@
 // Gradients of activated rows, where the fused kernels do not fit into shared memory (rows wider than 256 bytes):
-// dQ = phi1'(Q) * (dO P^T + own term), and dK = phi1'(K) * (V dZ^T). A block owns kSlice columns of the result; dO is read
-// once for each slice, from L2 but for the first. Warps stream as in apply.cu.
+// dQ = phi1'(Q) * (dO P^T + own term), and dK = phi1'(K) * (V dZ^T). A block owns kSlice columns of the result; dO is
+// read once for each slice, from L2 but for the first. Warps stream as in apply.cu.
 #include "launch.cuh"
 #include "matrix.cuh"
 #include "own_term.cuh"
@@ -21,7 +21,7 @@ struct PullShape {
   static constexpr int kStages = 2;
   static constexpr int kPitch = padded<T>(kSlab), kSlicePitch = padded<T>(kSlice), kMatrixPitch = padded<T>(D);
   static constexpr int kStage = 16 * (kPitch + kSlicePitch);
-  static constexpr int kSharedBytes = (kSlice * kMatrixPitch + kWarps * kStages * kStage) * kSize + kWarps * 16 * 4;
+  static constexpr int kSharedBytes = (kSlice * kMatrixPitch + kWarps * kStages * kStage) * kSize + kWarps * 32 * 4;
 };
 
 template <class Math, int D>
@@ -36,21 +36,20 @@ __global__ void __launch_bounds__(PullShape<Math, D>::kWarps * 32, 2) qla_pull(c
   if (first_column >= p.d) return;
   const int64_t columns = p.d - first_column < kSlice ? p.d - first_column : kSlice;
   T* out = static_cast<T*>(gradient ? p.grad_k : p.grad_q);
-  const int64_t end = w.product_end(gradient);
-  zero_rows<T>(out, p, end, w.zero_end(gradient, p.own_term), w.head, p.d, first_column, columns);
-  if (w.begin >= end) return;
+  const int rows = w.product_rows(gradient);
+  zero_rows<T>(out, p, w, rows, w.zero_end(gradient, p.own_term), p.d, first_column, columns);
+  if (rows == 0) return;
 
   extern __shared__ uint4 shared[];
   const int lane = lane_id(), warp = threadIdx.x / 32;
   T* matrix = reinterpret_cast<T*>(shared);
   T* rings = matrix + kSlice * Shape::kMatrixPitch;
   T* ring = rings + warp * kStages * kStage;  // a stage: 16 rows of a slab of dO, then of the slice of Q
-  float* pulls = reinterpret_cast<float*>(rings + Shape::kWarps * kStages * kStage) + warp * 16;
+  float* pulls = reinterpret_cast<float*>(rings + Shape::kWarps * kStages * kStage) + warp * 32;
 
   const T* inner = static_cast<const T*>(gradient ? p.k : p.q);
   const T* outer = static_cast<const T*>(gradient ? p.v : p.grad_out);
   const int64_t stride_d = p.heads * p.d, stride_e = p.heads * p.e;
-  const int rows = static_cast<int>(end - w.begin);
   const int tiles = (static_cast<int>(ceil_div(rows, 16)) + Shape::kWarps - 1 - warp) / Shape::kWarps;
   const auto row_of = [&](int tile) { return (tile * Shape::kWarps + warp) * 16; };
   const auto copy_slab = [&](int step) {
@@ -82,9 +81,9 @@ __global__ void __launch_bounds__(PullShape<Math, D>::kWarps * 32, 2) qla_pull(c
     if (slab < Shape::kSlabs - 1) continue;
 
     __syncwarp();  // the slab has served: keys of targets take its place
-    const int64_t row = w.begin + row_of(step / Shape::kSlabs);
-    const TargetTile targets(p, w, row, end);
-    if (targets.any() && !gradient) {
+    const int row = row_of(step / Shape::kSlabs);
+    const TargetTile targets(w, row);
+    if (p.own_term && !gradient && targets.any()) {
       own_term_backward<T, kSlice, kPitch>(p, w, targets, first_column, w.slice == 0, stage, pulls);
       add_pull<T, kSlice, kPitch>(acc, p.activation, stage, pulls);
     }
@@ -92,8 +91,8 @@ __global__ void __launch_bounds__(PullShape<Math, D>::kWarps * 32, 2) qla_pull(c
     through_activation<T, kSlice, kSlicePitch, false>(acc, p.activation, slice);
     store_accumulator<T, kSlice, kSlicePitch>(slice, acc);
     __syncwarp();
-    store_rows<T, 16, kSlice, kSlicePitch, 32>(slice, rows_at(out, p, row, w.head, p.d) + first_column, stride_d,
-                                               targets.rows, columns, lane);
+    store_rows<T, 16, kSlice, kSlicePitch, 32>(slice, rows_at(out, p, w.begin + row, w.head, p.d) + first_column,
+                                               stride_d, rows - row, columns, lane);
   }
 }
 

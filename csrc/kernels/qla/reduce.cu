@@ -1,6 +1,6 @@
-// Adds the partial sums of a sequence's chunks in a fixed order. A warp reads 512 bytes of one chunk; the eight warps of a
-// block take every eighth chunk of the same elements, so that 490 chunks (1M rows) are 61 reads deep, and the eight
-// results are added in order. As gradient, W turns into dZ on the way.
+// Adds the partial sums of a sequence's chunks in a fixed order. A warp reads 512 bytes of one chunk; the eight warps
+// of a block take every eighth chunk of the same elements, so that 490 chunks (1M rows) are 61 reads deep, and the
+// eight results are added in order. As gradient, W turns into dZ on the way.
 #include "matrix.cuh"
 #include "parts.cuh"
 
@@ -37,7 +37,11 @@ __global__ void __launch_bounds__(kGroups * 32, 8) qla_reduce(const QlaParams p,
       const int64_t at = sequence * matrix + element;
       if (gradient) {
         const float4 z = *reinterpret_cast<const float4*>(p.state + at);
-        to_state_gradient(p.state_activation, scale_of(p, sequence, sources), {z.x, z.y, z.z, z.w}, sum);
+        const float scale = scale_of(p, sequence, sources);
+        with_activation(p.state_activation, [&](auto phi) {
+          sum[0] = state_gradient(phi, scale, z.x, sum[0]), sum[1] = state_gradient(phi, scale, z.y, sum[1]);
+          sum[2] = state_gradient(phi, scale, z.z, sum[2]), sum[3] = state_gradient(phi, scale, z.w, sum[3]);
+        });
         if (p.grad_state != nullptr) add(sum, *reinterpret_cast<const float4*>(p.grad_state + at));
       }
       float* to = (gradient ? p.grad_state_out : p.state_out) + at;

@@ -20,53 +20,69 @@ __device__ inline T* rows_at(T* rows, const QlaParams& p, int64_t row, int head,
   return rows + (row * p.heads + head) * columns;
 }
 
-// f(row, column) for this thread's vectors, all in one column.
-template <class T, int kRows, int kColumns, int kThreads, class F>
-__device__ inline void for_each_vector(int thread, F f) {
-  constexpr int kVectors = kColumns / kPerVector<T>, kStep = kThreads / kVectors;
+// The vectors of a tile that are one thread's: of one column, kStep rows apart.
+template <class T, int kRows, int kColumns, int kThreads>
+struct Share {
+  static constexpr int kVectors = kColumns / kPerVector<T>, kStep = kThreads / kVectors;
+  static constexpr int kCount = kRows < kStep ? 1 : kRows / kStep;
   static_assert(kThreads % kVectors == 0 && (kRows % kStep == 0 || kRows < kStep));
-  const int row = thread / kVectors, column = thread % kVectors * kPerVector<T>;
-  if (kRows < kStep && row >= kRows) return;
+
+  int row, column;
+  __device__ explicit Share(int thread) : row(thread / kVectors), column(thread % kVectors * kPerVector<T>) {}
+
+  template <class F>
+  __device__ void for_each(F f) const {
+    if (kRows < kStep && row >= kRows) return;
 #pragma unroll
-  for (int i = 0; i < ceil_div(kRows, kStep); ++i) f(row + i * kStep, column);
-}
+    for (int i = 0; i < kCount; ++i) f(row + i * kStep);
+  }
+};
 
 // Zeros beyond `rows` and `columns`.
 template <class T, int kRows, int kColumns, int kPitch, int kThreads>
 __device__ inline void copy_rows(T* shared, const T* global, int64_t stride, int rows, int64_t columns, int thread) {
-  for_each_vector<T, kRows, kColumns, kThreads>(thread, [&](int row, int column) {
-    const bool valid = row < rows && column < columns;
-    copy_async(shared + row * kPitch + column, valid ? global + row * stride + column : global, valid);
+  const Share<T, kRows, kColumns, kThreads> share(thread);
+  // One pointer that walks: addresses kept from tile to tile would cost the registers of an accumulator.
+  const T* from = global + share.row * stride + share.column;
+  share.for_each([&](int row) {
+    const bool valid = row < rows && share.column < columns;
+    copy_async(shared + row * kPitch + share.column, valid ? from : global, valid);
+    from += share.kStep * stride;
   });
 }
 
 template <class T, int kRows, int kColumns, int kPitch, int kThreads>
 __device__ inline void activate_rows(T* shared, Activation kind, int thread) {
   if (kind == Activation::kIdentity) return;
-  for_each_vector<T, kRows, kColumns, kThreads>(thread, [&](int row, int column) {
-    T* at = shared + row * kPitch + column;
-    float x[kPerVector<T>];
-    unpack_vector<T>(load_vector(at), x);
-    activate<T>(kind, x);
-    store_vector(at, pack_vector<T>(x));
+  const Share<T, kRows, kColumns, kThreads> share(thread);
+  with_activation(kind, [&](auto phi) {
+    share.for_each([&](int row) {
+      T* at = shared + row * kPitch + share.column;
+      float x[kPerVector<T>];
+      unpack_vector<T>(load_vector(at), x);
+      phi.template apply<T>(x);
+      store_vector(at, pack_vector<T>(x));
+    });
   });
 }
 
 template <class T, int kRows, int kColumns, int kPitch, int kThreads>
 __device__ inline void store_rows(const T* shared, T* global, int64_t stride, int rows, int64_t columns, int thread) {
-  for_each_vector<T, kRows, kColumns, kThreads>(thread, [&](int row, int column) {
-    if (row < rows && column < columns)
-      store_vector(global + row * stride + column, load_vector(shared + row * kPitch + column));
+  const Share<T, kRows, kColumns, kThreads> share(thread);
+  T* to = global + share.row * stride + share.column;
+  share.for_each([&](int row) {
+    if (row < rows && share.column < columns) store_vector(to, load_vector(shared + row * kPitch + share.column));
+    to += share.kStep * stride;
   });
 }
 
-// Rows [begin, end) of one head, `columns` of them from `first` on, by the whole block.
+// Rows [begin, end) of a chunk, of each `columns` out of `width` from `first` on, by the whole block.
 template <class T>
-__device__ inline void zero_rows(void* rows, const QlaParams& p, int64_t begin, int64_t end, int head, int64_t width,
+__device__ inline void zero_rows(void* rows, const QlaParams& p, const Work& w, int begin, int end, int64_t width,
                                  int64_t first, int64_t columns) {
   const int vectors = static_cast<int>(columns / kPerVector<T>);
-  for (int64_t i = threadIdx.x; i < (end - begin) * vectors; i += blockDim.x)
-    store_vector(rows_at(static_cast<T*>(rows), p, begin + i / vectors, head, width) + first +
+  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(end - begin) * vectors; i += blockDim.x)
+    store_vector(rows_at(static_cast<T*>(rows), p, w.begin + begin + i / vectors, w.head, width) + first +
                      i % vectors * kPerVector<T>,
                  uint4{0, 0, 0, 0});
 }

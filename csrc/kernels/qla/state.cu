@@ -1,8 +1,10 @@
-// Sums over rows: Z = phi1(K)^T V over source rows, and, where the fused backward does not fit, W = phi1(Q)^T dO over all.
+// Sums over rows: Z = phi1(K)^T V over source rows, and, where the fused backward does not fit, W = phi1(Q)^T dO over
+// all.
 //
-// A block streams the two tensors of one chunk and head through a ring of row tiles in shared memory and keeps the sum in
-// accumulators: warp w owns 16 of its d rows and all its e columns. Each row is read once (at D = 256 twice: a block owns
-// 128 x 128 of the sum) and nothing else crosses memory but the sum of the chunk, 1/16 of its rows at d = e = 64, bf16.
+// A block streams the two tensors of one chunk and head through a ring of row tiles in shared memory and keeps the sum
+// in accumulators: warp w owns 16 of its d rows and all its e columns. Each row is read once (at D = 256 twice: a block
+// owns 128 x 128 of the sum) and nothing else crosses memory but the sum of the chunk, 1/16 of its rows at d = e = 64,
+// bf16.
 #include "launch.cuh"
 #include "matrix.cuh"
 #include "parts.cuh"
@@ -32,22 +34,17 @@ __global__ void __launch_bounds__(StateShape<Math, D>::kThreads, StateShape<Math
   using T = typename Shape::T;
   Work w;
   if (!find_work<Shape::kParts * Shape::kParts>(p, w) || w.padding) return;
-  const int64_t summed_end = gradient ? w.first + w.length : w.source_end;
-  const int64_t end = w.end < summed_end ? w.end : summed_end;
-  const bool only_chunk = summed_end - w.first <= p.chunk_rows;
-  if (w.begin >= end && w.begin > w.first) return;  // nothing but targets; the reduction does not look here
+  const int rows = gradient ? w.rows : w.sources;
+  if (rows == 0 && !w.first) return;  // nothing but targets; the reduction does not look here
   const int first_row = w.slice / Shape::kParts * Shape::kPart, first_column = w.slice % Shape::kParts * Shape::kPart;
   if (first_row >= p.d || first_column >= p.e) return;
 
   extern __shared__ uint4 shared[];
   T* left_ring = reinterpret_cast<T*>(shared);
   T* right_ring = left_ring + Shape::kStages * Shape::kTile;
-  const T* left =
-      rows_at(static_cast<const T*>(gradient ? p.q : p.k), p, w.begin, w.head, p.d) + first_row;
-  const T* right =
-      rows_at(static_cast<const T*>(gradient ? p.grad_out : p.v), p, w.begin, w.head, p.e) + first_column;
+  const T* left = rows_at(static_cast<const T*>(gradient ? p.q : p.k), p, w.begin, w.head, p.d) + first_row;
+  const T* right = rows_at(static_cast<const T*>(gradient ? p.grad_out : p.v), p, w.begin, w.head, p.e) + first_column;
   const int64_t stride_d = p.heads * p.d, stride_e = p.heads * p.e;
-  const int rows = static_cast<int>(end - w.begin);
   const int tiles = static_cast<int>(ceil_div(rows, Shape::kRows));
   const auto copy_tile = [&](int tile) {
     if (tile < tiles) {
@@ -74,7 +71,7 @@ __global__ void __launch_bounds__(StateShape<Math, D>::kThreads, StateShape<Math
     Math::template tn<Shape::kRows, Shape::kPart, Shape::kPitch, Shape::kPitch>(
         acc, a + own_row, right_ring + tile % Shape::kStages * Shape::kTile);
   }
-  store_sum<Shape::kPart>(p, w, acc, gradient, only_chunk, first_row + own_row, first_column);
+  store_sum<Shape::kPart>(p, w, acc, gradient, first_row + own_row, first_column);
 }
 
 }  // namespace

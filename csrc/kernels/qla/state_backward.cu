@@ -1,6 +1,6 @@
 // dK = phi1'(K) * (V dZ^T) and dV = phi1(K) dZ in one pass over K and V. Warps stream their own rows as in apply.cu; dK
-// waits in registers while phi1(K), which replaces K in shared memory, is multiplied by dZ. Four row passes over memory:
-// reads K, V, writes dK, dV.
+// waits in registers while phi1(K), which replaces K in shared memory, is multiplied by dZ. Four row passes over
+// memory: reads K, V, writes dK, dV.
 #include "launch.cuh"
 #include "matrix.cuh"
 #include "own_term.cuh"
@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(StateBackwardShape<Math, D>::kWarps * 32, Stat
   constexpr int kPitch = Shape::kPitch, kTile = Shape::kTile, kStages = Shape::kStages;
   Work w;
   if (!find_work<1>(p, w)) return;
-  const int64_t end = w.product_end(true);
-  zero_rows<T>(p.grad_k, p, end, w.zero_end(true, p.own_term), w.head, p.d, 0, p.d);
-  zero_rows<T>(p.grad_v, p, end, w.zero_end(true, p.own_term), w.head, p.e, 0, p.e);
-  if (w.begin >= end) return;
+  const int rows = w.product_rows(true);
+  zero_rows<T>(p.grad_k, p, w, rows, w.zero_end(true, p.own_term), p.d, 0, p.d);
+  zero_rows<T>(p.grad_v, p, w, rows, w.zero_end(true, p.own_term), p.e, 0, p.e);
+  if (rows == 0) return;
 
   extern __shared__ uint4 shared[];
   const int lane = lane_id(), warp = threadIdx.x / 32;
@@ -39,7 +39,6 @@ __global__ void __launch_bounds__(StateBackwardShape<Math, D>::kWarps * 32, Stat
   T* ring = matrix + D * kPitch + warp * kStages * 2 * kTile;  // a stage: 16 rows of K, then of V
 
   const int64_t stride_d = p.heads * p.d, stride_e = p.heads * p.e;
-  const int rows = static_cast<int>(end - w.begin);
   const int tiles = (static_cast<int>(ceil_div(rows, 16)) + Shape::kWarps - 1 - warp) / Shape::kWarps;
   const auto row_of = [&](int tile) { return (tile * Shape::kWarps + warp) * 16; };
   const auto copy_tile = [&](int tile) {
@@ -63,12 +62,13 @@ __global__ void __launch_bounds__(StateBackwardShape<Math, D>::kWarps * 32, Stat
     wait_copies<0>();
     __syncwarp();
     copy_tile(tile + 1);
-    Accumulator<D> grad_keys, grad_values;
+    Accumulator<D> grad_keys;
     clear<D>(grad_keys);
-    clear<D>(grad_values);
     Math::template nt<D, D, kPitch, kPitch>(grad_keys, values, matrix);
     through_activation<T, D, kPitch, true>(grad_keys, p.activation, keys);
     __syncwarp();
+    Accumulator<D> grad_values;
+    clear<D>(grad_values);
     Math::template nn<D, D, kPitch, kPitch>(grad_values, keys, matrix);
     __syncwarp();
     store_accumulator<T, D, kPitch>(keys, grad_keys);
