@@ -49,6 +49,7 @@ def _shuffle(d: Decoder, ins: Instruction) -> Run:
         put(m, out, np.take_along_axis(values, other.reshape(-1, 32), axis=1).reshape(-1))
         if valid is not None:
             put(m, valid, inside)
+        return None
 
     return run
 
@@ -75,6 +76,7 @@ def _vote(d: Decoder, ins: Instruction) -> Run:
         votes = {"all": every, "any": some, "uni": every | ~some}
         result = bits(value & executing) if mode == "ballot" else votes[str(mode)]
         put(m, out, np.repeat(result, 32))
+        return None
 
     return run
 
@@ -104,6 +106,7 @@ def _match(d: Decoder, ins: Instruction) -> Run:
         executing = (np.ones(m.slice.size, bool) if m.mask is None else m.mask).reshape(-1, 32)
         same = (values[:, :, None] == values[:, None, :]) & executing[:, None, :]
         put(m, out, bits(same.reshape(-1, 32)))
+        return None
 
     return run
 
@@ -141,6 +144,7 @@ def _redux(d: Decoder, ins: Instruction) -> Run:
                 neutral = np.iinfo(values.dtype).max
         reduced = ufunc.reduce(values, axis=1, dtype=values.dtype, where=executing, initial=values.dtype.type(neutral))
         put(m, out, np.repeat(reduced, 32))
+        return None
 
     return run
 
@@ -179,6 +183,7 @@ def _load_matrix(d: Decoder, ins: Instruction) -> Run:
                 m.r[out][...] = value
             else:
                 m.r[out][outer] = value
+        return None
 
     return run
 
@@ -244,6 +249,7 @@ def _mma(d: Decoder, ins: Instruction) -> Run:
         for i, out in enumerate(outs):
             total = product[:, i].reshape(-1) + m.r[accumulators[i]]
             put(m, out, total.astype(np.float32))
+        return None
 
     return run
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import FILE, compute, load, save
+from . import compute, load, save
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="run the vectors on a GPU and note which it confirms")
     if not parser.parse_args().gpu:
-        confirmed = {vector.name: vector.confirmed_on_gpu for vector in load()} if FILE.exists() else {}
-        vectors = compute()
-        for vector in vectors:
-            vector.confirmed_on_gpu = confirmed.get(vector.name)
-        save(vectors)
+        save(compute())
         return 0
     from .gpu import confirm
 
