@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vista_ext._heap import released
 from vista_ext.models.config import VistaConfig
 from vista_ext.nn import QlaBlock
 
@@ -87,11 +88,11 @@ class Summarizer(nn.Module):
             state = events.new_zeros(
                 (len(seq_offsets) - 1, layer.heads, layer.head_dim, layer.head_dim), dtype=torch.float32
             )
-            for users, rows, offsets in pieces:
+            for users, rows, offsets in released(pieces):
                 state[users] += layer.state(*layer.keys_values(events[rows]), offsets, chunk)
             state = walk.advance(layer, state)
             if number + 1 < len(self.layers):
-                for users, rows, offsets in pieces:
+                for users, rows, offsets in released(pieces):
                     events[rows] = layer.read(events[rows], state[users], walk.attn_scale[users], offsets, chunk)
         return walk.summaries()
 

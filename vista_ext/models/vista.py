@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vista_ext._heap import released
 from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.decoder import Reconstruction
@@ -59,7 +60,7 @@ class Vista(Ranker):
         super().__init__(schema, config, VistaEncoder(config), item_features)
 
     @torch.no_grad()
-    def summarize(self, histories: Histories, *, chunk: int = 65536, deterministic: bool = False) -> Tensor:
+    def summarize(self, histories: Histories, *, chunk: int = 8192, deterministic: bool = False) -> Tensor:
         """Stage 1 without gradients: `[users, seeds, dim]`, in the dtype of the parameters.
 
         Args:
@@ -77,7 +78,7 @@ class Vista(Ranker):
     def _summarize(self, histories: Histories, chunk: int) -> Tensor:
         total = int(histories.seq_offsets[-1])
         events = self.encoder.summarizer.seeds.new_empty((total, self.config.dim))
-        for begin in range(0, total, chunk):
+        for begin in released(range(0, total, chunk)):
             part = _events(histories, begin, min(begin + chunk, total))
             events[begin : begin + chunk] = self.embed(part).rows
         return self.encoder.summarizer.stream_(events, histories.seq_offsets, chunk)
