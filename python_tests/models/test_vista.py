@@ -83,6 +83,17 @@ def test_any_split_of_the_candidates_scores_the_same(world, model):
     assert torch.allclose(single, whole[4:5], atol=1e-6)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_summaries_have_no_dropout_in_a_model_that_trains(world, deterministic):
+    config = VistaConfig(dropout=0.5, embedding=EmbeddingConfig(dropout=0.5), summary_layers=2)
+    model = Vista(world.schema, config, world.item_features)
+    model.items.eval()
+    before = [module.training for module in model.modules()]
+    found = model.summarize(world.histories, deterministic=deterministic)
+    assert [module.training for module in model.modules()] == before and model.training
+    assert torch.equal(found, model.eval().summarize(world.histories, deterministic=deterministic))
+
+
 def test_no_candidates_and_no_requests(world, model):
     summaries = model.summarize(world.histories)
     empty = make_candidates([0, 0])
@@ -261,6 +272,8 @@ def test_bad_input_names_the_argument(world, model):
         model.score(summaries, world.candidates, world.kv_index + 4, recent=world.histories)
     with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
         model.encoder.summarizer.stream_(torch.zeros(0, 64), torch.tensor([0, 0]), 0)
+    with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
+        model.summarize(world.histories, chunk=0)
     bare = Candidates(world.candidates.offsets, 5, world.candidates.items, world.candidates.context[:, :0])
     with pytest.raises(ValueError, match=r"candidates\.context must have 1 columns, found 0"):
         model.score(summaries, bare, world.kv_index, recent=world.histories)

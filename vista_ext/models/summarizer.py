@@ -79,8 +79,7 @@ class Summarizer(nn.Module):
         Raises:
             ValueError: if `chunk` is not positive.
         """
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, found {chunk}")
+        require_chunk(chunk)
         walk = _SeedWalk(self, seq_offsets, events.dtype)
         pieces = _pieces(seq_offsets, chunk)
         for number, block in enumerate(self.layers):
@@ -95,6 +94,12 @@ class Summarizer(nn.Module):
                 for users, rows, offsets in released(pieces):
                     events[rows] = layer.read(events[rows], state[users], walk.attn_scale[users], offsets, chunk)
         return walk.summaries()
+
+
+def require_chunk(chunk: int) -> None:
+    """A ValueError unless rows can be taken `chunk` at a time."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, found {chunk}")
 
 
 class _SeedWalk:

@@ -15,7 +15,7 @@ from vista_ext.models.decoder import Reconstruction
 from vista_ext.models.embedding import EventEmbedding, ItemEmbedding
 from vista_ext.models.encoders import Encoded, Encoder, Events
 from vista_ext.models.ranker import Head, Ranker
-from vista_ext.models.summarizer import Summarizer
+from vista_ext.models.summarizer import Summarizer, require_chunk
 from vista_ext.models.target import Stage2
 
 
@@ -61,19 +61,25 @@ class Vista(Ranker):
 
     @torch.no_grad()
     def summarize(self, histories: Histories, *, chunk: int = 8192, deterministic: bool = False) -> Tensor:
-        """Stage 1 without gradients: `[users, seeds, dim]`, in the dtype of the parameters.
+        """Stage 1 without gradients and without dropout, whatever mode the model is in: `[users, seeds, dim]`, in the
+        dtype of the parameters.
 
         Args:
             histories: of any length; 10 million events of a user are fine.
             chunk: events at work at a time. Memory is one row of `dim` values an event, plus a chunk's worth.
             deterministic: the same bits for a user whatever the number of threads and whoever else is in the batch.
                 Takes one user at a time on one thread, since matrix products round by their shape.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
-        if not deterministic:
-            return self._summarize(histories, chunk)
-        with _one_thread():
-            parts = [self._summarize(histories.rows(i, i + 1), chunk) for i in range(len(histories))]
-        return torch.cat(parts) if parts else self._summarize(histories, chunk)
+        require_chunk(chunk)
+        with _evaluating(self):
+            if not deterministic:
+                return self._summarize(histories, chunk)
+            with _one_thread():
+                parts = [self._summarize(histories.rows(i, i + 1), chunk) for i in range(len(histories))]
+            return torch.cat(parts) if parts else self._summarize(histories, chunk)
 
     def _summarize(self, histories: Histories, chunk: int) -> Tensor:
         total = int(histories.seq_offsets[-1])
@@ -146,6 +152,18 @@ def _events(histories: Histories, begin: int, end: int) -> Histories:
     offsets = histories.seq_offsets.clamp(begin, end) - begin
     items, actions, times = (x[begin:end] for x in (histories.items, histories.actions, histories.timestamps))
     return Histories(offsets, histories.max_seq_len, items, actions, times, histories.now)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module then gets its own mode back, since a part may be frozen in a model that trains."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager
