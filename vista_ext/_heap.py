@@ -1,8 +1,8 @@
 """What the C library keeps of freed memory.
 
 PyTorch asks for memory aligned to 64 bytes. glibc before 2.38 seldom finds such a block among those it has freed (its
-bug 14581: the slivers that alignment cuts off stay in a thread's cache and keep neighbours from merging), so a loop that
-allocates and frees a few megabytes a turn grows without end although it holds nothing.
+bug 14581: the slivers that alignment cuts off stay in a thread's cache and keep neighbours from merging). So a loop
+that allocates and frees a few megabytes a turn grows without end although it holds nothing.
 """
 
 from __future__ import annotations

@@ -262,30 +262,3 @@ def test_schema_errors():
     with pytest.raises(ValueError, match="tasks must be different names"):
         FeatureSchema(1, 1, tasks=("a", "a"))
     assert FeatureSchema.from_dict(FeatureSchema(3, 2, {"a": 4}).to_dict()) == FeatureSchema(3, 2, {"a": 4})
-
-
-def test_bad_input_names_the_argument(world, model):
-    summaries = model.summarize(world.histories)
-    with pytest.raises(ValueError, match=r"summaries must be \[n, \d+, 64\], found \[5, 3, 64\]"):
-        model.score(summaries[:, :3], world.candidates, world.kv_index, recent=world.histories)
-    with pytest.raises(RuntimeError, match="kv_index"):
-        model.score(summaries, world.candidates, world.kv_index + 4, recent=world.histories)
-    with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
-        model.encoder.summarizer.stream_(torch.zeros(0, 64), torch.tensor([0, 0]), 0)
-    with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
-        model.summarize(world.histories, chunk=0)
-    bare = Candidates(world.candidates.offsets, 5, world.candidates.items, world.candidates.context[:, :0])
-    with pytest.raises(ValueError, match=r"candidates\.context must have 1 columns, found 0"):
-        model.score(summaries, bare, world.kv_index, recent=world.histories)
-    with pytest.raises(ValueError, match="item_features must be int64"):
-        Vista(world.schema, VistaConfig(), world.item_features[:5])
-    with pytest.raises(ValueError, match=r"author must be in \[0, 7\), found 0 to 7"):
-        Vista(world.schema, VistaConfig(), torch.arange(101)[:, None] % 8)
-    with pytest.raises(ValueError, match="model must be one of vista, mean, din, found 'sasrec'"):
-        build_model("sasrec", world.schema, VistaConfig())
-
-
-def test_recent_events_must_be_given(world):
-    model = Vista(world.schema, VistaConfig(recent_events=3), world.item_features).eval()
-    with pytest.raises(ValueError, match="recent must be histories"):
-        model.score(model.summarize(world.histories), world.candidates, world.kv_index)

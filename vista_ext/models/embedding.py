@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vista_ext.data.batch import Candidates, FeatureSchema, Histories
+from vista_ext.data.batch import Candidates, FeatureSchema, Histories, check_range
 from vista_ext.models.config import EmbeddingConfig
 from vista_ext.nn import spread
 
@@ -56,10 +56,7 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """int64 `[m]` ids from 0 (unknown) to `num_items` become `[m, dim]`."""
-        if items.device.type == "cpu" and items.numel() and not torch.compiler.is_compiling():
-            low, high = int(items.min()), int(items.max())
-            if low < 0 or high > self.num_items:
-                raise IndexError(f"items must be in [0, {self.num_items}], found {low if low < 0 else high}")
+        check_range("items", items, self.num_items)
         if self.hash_rows:
             vectors = sum(self.rows(self._hash(items, multiplier)) for multiplier in _HASHES)
         else:
@@ -96,6 +93,7 @@ class EventEmbedding(nn.Module):
 
     def forward(self, item_vectors: Tensor, histories: Histories) -> Tensor:
         """`[total, dim]`, one row an event."""
+        check_range("actions", histories.actions, self.actions.num_embeddings - 1)
         vectors = item_vectors * self.gates(histories.actions) + self.actions(histories.actions)
         if self.ages is not None:
             now = spread(histories.now, histories.seq_offsets, histories.items.shape[0])
@@ -114,6 +112,7 @@ class ContextEmbedding(nn.Module):
 
     def __init__(self, schema: FeatureSchema, dim: int) -> None:
         super().__init__()
+        self.counts = dict(schema.context)
         self.tables = nn.ModuleList(_table(count, dim) for count in schema.context.values())
         self.width = len(schema.context) * dim
 
@@ -122,5 +121,7 @@ class ContextEmbedding(nn.Module):
         context = candidates.context
         if context.shape[1] != len(self.tables):
             raise ValueError(f"candidates.context must have {len(self.tables)} columns, found {context.shape[1]}")
+        for i, (name, count) in enumerate(self.counts.items()):
+            check_range(f"candidates.context: {name}", context[:, i], count - 1)
         columns = [table(context[:, i]) for i, table in enumerate(self.tables)]
         return torch.cat(columns, 1) if columns else context.new_zeros((context.shape[0], 0), dtype=torch.float32)

@@ -77,7 +77,12 @@ class Ranker(nn.Module):
             histories: of n users.
             candidates: of the requests, m in all.
             kv_index: int64 `[requests]`, the history that each request reads.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
+        histories.check()
+        candidates.check(kv_index, histories.seq_offsets.shape[0] - 1)
         rows = self.dropout(self.items(candidates.items))
         encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]

@@ -74,6 +74,7 @@ class Vista(Ranker):
             ValueError, IndexError: naming the argument, what was expected and what was found.
         """
         require_chunk(chunk)
+        histories.check()
         with _evaluating(self):
             if not deterministic:
                 return self._summarize(histories, chunk)
@@ -99,9 +100,14 @@ class Vista(Ranker):
             candidates: of the requests.
             kv_index: int64 `[requests]`, the summary that each request reads.
             recent: histories of the n users, of which the last `recent_events` are read; only for that option.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
+        candidates.check(kv_index, summaries.shape[0])
         rows = self.dropout(self.items(candidates.items))
-        events = None if recent is None else self.embed(recent)
+        newest = _newest(recent, self.config.recent_events, summaries.shape[0])
+        events = None if newest is None else self.embed(newest)
         encoded = self.encoder.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
 
@@ -128,10 +134,11 @@ class SummaryRanker(nn.Module):
         self, summaries: Tensor, candidates: Candidates, kv_index: Tensor, *, recent: Histories | None = None
     ) -> Tensor:
         """Logits `[m, tasks]`; arguments as in `Vista.score`."""
+        candidates.check(kv_index, summaries.shape[0])
         rows = self.dropout(self.items(candidates.items))
-        events = None
-        if recent is not None and self.events is not None:
-            events = Events(self.events(self.items(recent.items), recent), recent.seq_offsets, recent.max_seq_len)
+        newest, events = _newest(recent, self.config.recent_events, summaries.shape[0]), None
+        if newest is not None and self.events is not None:
+            events = Events(self.events(self.items(newest.items), newest), newest.seq_offsets, newest.max_seq_len)
         encoded = self.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
 
@@ -145,6 +152,18 @@ class SummaryRanker(nn.Module):
         for name, part in parts.items():
             getattr(ranker, name).load_state_dict(part.state_dict())
         return ranker
+
+
+def _newest(recent: Histories | None, most: int, users: int) -> Histories | None:
+    """What stage 2 reads of `recent`, cut before it is embedded: the cost must not depend on what lies further back."""
+    if recent is None or not most:
+        return None
+    if torch.compiler.is_compiling():
+        return recent  # the cut reads offsets on the host; stage 2 cuts by itself
+    recent.check()
+    if len(recent) != users:
+        raise ValueError(f"recent must be histories of the {users} users of summaries, found {len(recent)}")
+    return recent if recent.max_seq_len <= most else recent.suffix(most)
 
 
 def _events(histories: Histories, begin: int, end: int) -> Histories:
