@@ -44,7 +44,7 @@ HISTORIES = {
     "short actions": ({"actions": lambda x: x[:-1]}, r"histories\.actions must be integers \[346\], found .*\[345\]"),
     "float timestamps": ({"timestamps": torch.Tensor.float}, r"timestamps must be integers \[346\], found .*32"),
     "short now": ({"now": lambda x: x[:4]}, r"histories\.now must be integers \[5\], found torch.int64 \[4\]"),
-    "an event beyond": ({"seq_offsets": lambda x: x - (x == 346).long()}, r"offsets must go from 0 to 346, .* 0 to 345"),
+    "an event beyond": ({"seq_offsets": lambda x: x - (x == 346).long()}, r"offsets must go from 0 to 346, .* to 345"),
     "a late start": ({"seq_offsets": lambda x: x.clamp(min=2)}, r"offsets must go from 0 to 346, .* 2 to 346"),
     "a step back": ({"seq_offsets": lambda x: x[[0, 2, 1, 4, 3, 5]]}, r"offsets must not decrease, found a step of -3"),
     "no offsets": ({"seq_offsets": lambda x: x[:0]}, r"seq_offsets must be integers \[n \+ 1\], found \[0\]"),

@@ -80,7 +80,7 @@ class EventEmbedding(nn.Module):
     Args:
         schema: of the data.
         dim: of the vectors.
-        config: of the time buckets and the dropout.
+        config: of the time buckets.
     """
 
     def __init__(self, schema: FeatureSchema, dim: int, config: EmbeddingConfig) -> None:
@@ -89,7 +89,6 @@ class EventEmbedding(nn.Module):
         self.gates = nn.Embedding(schema.num_actions, dim)
         nn.init.ones_(self.gates.weight)
         self.ages = _table(config.time_buckets, dim) if config.time_buckets else None
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, item_vectors: Tensor, histories: Histories) -> Tensor:
         """`[total, dim]`, one row an event."""
@@ -99,7 +98,7 @@ class EventEmbedding(nn.Module):
             now = spread(histories.now, histories.seq_offsets, histories.items.shape[0])
             age = (now - histories.timestamps).clamp(min=1).to(torch.float64)
             vectors = vectors + self.ages(age.log2().long().clamp(max=self.ages.num_embeddings - 1))
-        return self.dropout(vectors)
+        return vectors
 
 
 class ContextEmbedding(nn.Module):

@@ -21,11 +21,13 @@ class Events:
         rows: `[total, dim]`.
         seq_offsets: int64 `[n + 1]`.
         max_seq_len: at least the longest.
+        whole: `rows` without dropout, for whoever predicts them.
     """
 
     rows: Tensor
     seq_offsets: Tensor
     max_seq_len: int
+    whole: Tensor
 
 
 @dataclass(frozen=True)

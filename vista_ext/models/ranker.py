@@ -67,8 +67,8 @@ class Ranker(nn.Module):
 
     def embed(self, histories: Histories) -> Events:
         """The histories' events as rows."""
-        rows = self.events(self.items(histories.items), histories)
-        return Events(rows, histories.seq_offsets, histories.max_seq_len)
+        whole = self.events(self.items(histories.items), histories)
+        return Events(self.dropout(whole), histories.seq_offsets, histories.max_seq_len, whole)
 
     def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
         """Score the candidates of requests.

@@ -40,7 +40,7 @@ class VistaEncoder(Encoder):
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
         losses = {}
         if self.reconstruction is not None and self.training:
-            loss = self.reconstruction(summaries, events.rows, events.seq_offsets)
+            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.whole)
             losses["reconstruction"] = self.config.reconstruction_weight * loss
         return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses)
 
@@ -138,7 +138,8 @@ class SummaryRanker(nn.Module):
         rows = self.dropout(self.items(candidates.items))
         newest, events = _newest(recent, self.config.recent_events, summaries.shape[0]), None
         if newest is not None and self.events is not None:
-            events = Events(self.events(self.items(newest.items), newest), newest.seq_offsets, newest.max_seq_len)
+            whole = self.events(self.items(newest.items), newest)
+            events = Events(self.dropout(whole), newest.seq_offsets, newest.max_seq_len, whole)
         encoded = self.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
 
