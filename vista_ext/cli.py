@@ -54,12 +54,10 @@ def train(
     """Train a model, or go on with a run that was cut off."""
     from vista_ext.config import load_config
     from vista_ext.data.dataset import EventDataset
-    from vista_ext.runs import save_config
     from vista_ext.train.trainer import train as run_training
 
     run = load_config(config, overrides or ())
     dataset = EventDataset(run.data.path)
-    save_config(run)
     run_training(run, dataset, device=device)
     print(f"trained: {run.folder}")
 

@@ -11,6 +11,8 @@ from typing import Any
 from vista_ext._extras import require
 from vista_ext.models.config import PRESETS, VistaConfig
 
+FILE = "run.yaml"  # of a run's folder
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used: names the key, what was expected and what was found."""
@@ -173,6 +175,14 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{where}: expected a YAML file, found: {' '.join(str(error).split())}") from error
     check_config(config)
     return config
+
+
+def save_config(config: RunConfig) -> None:
+    """Write the configuration into the run's folder."""
+    omegaconf = require("omegaconf", extra="run").OmegaConf
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    omegaconf.save(omegaconf.structured(config), folder / FILE)
 
 
 def check_config(config: RunConfig) -> None:

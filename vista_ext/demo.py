@@ -20,7 +20,7 @@ from vista_ext.report.evaluation import METRICS, cells, comparison_table, floor_
 from vista_ext.report.latency import measure
 from vista_ext.report.pictures import draw_all
 from vista_ext.report.tables import Table, save_tables
-from vista_ext.runs import Run, save_config
+from vista_ext.runs import Run
 from vista_ext.serve.compare import by_precision
 from vista_ext.serve.requests import Request, score_requests
 from vista_ext.serve.scorer import from_store, predict_from
@@ -58,7 +58,6 @@ def run_demo(folder: Path, *, users: int, epochs: int, seed: int) -> None:
         rows.append([label, *cells(_baseline(base, dataset, name, passes, history))])
 
     log.info("VISTA: training both stages")
-    save_config(base)
     train(base, dataset)
     run = Run.open(folder / "vista")
     direct = predict(run.vista, dataset, "test", base.data)

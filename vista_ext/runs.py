@@ -9,24 +9,13 @@ from pathlib import Path
 
 import torch
 
-from vista_ext._extras import require
-from vista_ext.config import ConfigError, RunConfig, load_config
+from vista_ext.config import FILE, ConfigError, RunConfig, load_config
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Ranker, Vista
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.serve.summarize import store_spec
 from vista_ext.store import StoreSpec
 from vista_ext.train.checkpoint import Checkpoint, open_checkpoint
-
-FILE = "run.yaml"
-
-
-def save_config(config: RunConfig) -> None:
-    """Write the configuration into the run's folder."""
-    omegaconf = require("omegaconf", extra="run").OmegaConf
-    folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    omegaconf.save(omegaconf.structured(config), folder / FILE)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from vista_ext.config import RunConfig, check_config
 from vista_ext.data.dataset import EventDataset
 from vista_ext.report.evaluation import METRICS, cells, floor_rows
 from vista_ext.report.tables import Table
-from vista_ext.runs import save_config
 from vista_ext.train.evaluate import Quality, predict, quality
-from vista_ext.train.trainer import train
+from vista_ext.train.trainer import train, what_matters
 
 
 def study(base: RunConfig, models: Sequence[str], seeds: Sequence[int], split: str = "test") -> Table:
@@ -25,6 +24,7 @@ def study(base: RunConfig, models: Sequence[str], seeds: Sequence[int], split: s
 
     Raises:
         ConfigError: naming a model that does not exist.
+        CheckpointError: if a run in `base.folder` is of another configuration.
     """
     dataset = EventDataset(base.data.path)
     runs = {
@@ -53,11 +53,14 @@ def markdown(table: Table) -> str:
 
 def _one(config: RunConfig, dataset: EventDataset, split: str) -> Quality:
     file = Path(config.folder) / f"quality-{split}.json"
-    if not file.exists():
-        save_config(config)
+    run = {**what_matters(config), "epochs": config.train.epochs}
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("run") != run:
+        # Training goes on where only epochs were added, and refuses a folder of another configuration.
         measured = quality(predict(train(config, dataset), dataset, split, config.data))
-        file.write_text(json.dumps(asdict(measured)) + "\n")
-    return Quality(**json.loads(file.read_text()))
+        kept = {"run": run, "quality": asdict(measured)}
+        file.write_text(json.dumps(kept) + "\n")
+    return Quality(**kept["quality"])
 
 
 def _four(value: object) -> str:
