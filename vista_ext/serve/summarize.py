@@ -79,7 +79,7 @@ def refresh(
     """Summarize all users into a store. Killed and begun again it repeats work but loses and doubles nothing.
 
     Returns:
-        How many rows were written; a row at least as new that was there already stays.
+        How many rows were written; a newer row that was there already stays.
     """
     written = 0
     everybody = torch.arange(dataset.num_users)
