@@ -67,6 +67,8 @@ def test_study(tiny_data, tmp_path):
     [
         (["train", "absent.yaml"], "absent.yaml: expected a YAML file"),
         (["train", "run.yaml"], "meta.json"),
+        (["train", "run.yaml", "--device", "xpu:99"], "--device must be a torch device that can be used here"),
+        (["evaluate", ".", "--device", "meta"], "--device must be a torch device that can be used here, found 'meta'"),
         (["summarize", "."], "expected the folder of a run, with a run.yaml"),
         (["evaluate", ".", "--staleness", "x"], "--staleness must be integers, comma-separated, found 'x'"),
         (["import", "movielens", "nowhere", "data"], "nowhere"),

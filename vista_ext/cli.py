@@ -23,7 +23,20 @@ app.add_typer(data_app, name="import")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run")]
-Device = Annotated[str, typer.Option(help="torch device")]
+
+
+def _usable(device: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
+        found = f"{device!r}: {str(error).splitlines()[0]}"
+        raise ValueError(f"--device must be a torch device that can be used here, found {found}") from error
+    return device
+
+
+Device = Annotated[str, typer.Option(help="torch device", callback=_usable)]
 
 
 def main() -> None:
