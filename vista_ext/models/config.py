@@ -101,6 +101,8 @@ class VistaConfig:
         _at_least(2, {"reconstruction_window": self.reconstruction_window})
         if self.head_dim % 8 or not 16 <= self.head_dim <= 256:
             raise ValueError(f"head_dim must be a multiple of 8 from 16 to 256, found {self.head_dim}")
+        if not isinstance(self.mlp, list | tuple):
+            raise ValueError(f"mlp must be a list of widths, found {self.mlp!r}")
         object.__setattr__(self, "mlp", tuple(self.mlp))
         _at_least(1, {f"mlp[{i}]": width for i, width in enumerate(self.mlp)})
         _one_of("seeds", self.seeds, ("source", "target"))
