@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from vista_ext.data.batch import Candidates
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista
 from vista_ext.nn import QlaBlock, TargetBlock
+from vista_ext.progress import track
 from vista_ext.reference.qla import ACTIVATIONS
 from vista_ext.report.latency import Latency
 from vista_ext.train.records import read_records
@@ -25,13 +27,12 @@ def draw_all(
     """Draw every picture that the run has data for; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
-    files = [
-        _reconstruction(folder, run),
-        _latency(folder, latencies),
-        _summaries(folder, model, dataset, seed),
-        _similarity(folder, model, dataset, seed),
-        _attention(folder, model, dataset, seed),
+    pictures: list[Callable[[], Path | None]] = [
+        partial(_reconstruction, folder, run),
+        partial(_latency, folder, latencies),
+        *(partial(draw, folder, model, dataset, seed) for draw in (_summaries, _similarity, _attention)),
     ]
+    files = [draw() for draw in track(pictures, "drawing", len(pictures), unit="pictures")]
     return [file for file in files if file is not None]
 
 

@@ -165,7 +165,7 @@ class LmdbStore(SummaryStore):
         self._environment.write_spec(self.spec)
 
     def save_snapshot(self, path: Path | str) -> None:
-        """As in `SummaryStore`; the copy is a store, and lies outside this one. The writer's free pages are copied too."""
+        """As in `SummaryStore`; the copy is a store, outside this one. The writer's free pages are copied too."""
         inside, own = Path(path).resolve(), self._environment.path.resolve()
         if inside.is_relative_to(own):
             raise StoreError(f"save_snapshot: path must lie outside the store's own folder {own}, found {path}")
