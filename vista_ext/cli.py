@@ -153,14 +153,17 @@ def study(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Overrides = None,
     models: Annotated[str, typer.Option(help="comma-separated")] = "vista,din,mean",
-    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="of weights, order and dropout; comma-separated")] = "0,1,2",
+    seed_counts: Annotated[str, typer.Option(help="numbers of summary rows for vista, such as 2,8,32; drawn too")] = "",
 ) -> None:
     """Train several models with several seeds, everything else equal; prints the table as Markdown too."""
     from vista_ext.config import load_config
     from vista_ext.report.study import markdown
     from vista_ext.report.study import study as run_study
 
-    table = run_study(load_config(config, overrides or ()), models.split(","), _integers("--seeds", seeds))
+    counts = _integers("--seed-counts", seed_counts) if seed_counts else []
+    base = load_config(config, overrides or ())
+    table = run_study(base, models.split(","), _integers("--seeds", seeds), seed_counts=counts)
     table.show()
     print(markdown(table))
 
