@@ -154,7 +154,8 @@ def _judge(
     """Measure an epoch, and keep it if it is the best so far."""
     auc = float("nan")
     if dataset.split_size("valid"):
-        found = quality(predict(model, dataset, "valid", config.data))
+        # In batches of the training's size: no more memory than it, and caches hold the temporaries of small ones.
+        found = quality(predict(model, dataset, "valid", config.data, config.train.requests_per_batch))
         auc = found.auc
         records.write(position.step, **{f"valid/{name}": value for name, value in asdict(found).items()})
         log.info("epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc)
