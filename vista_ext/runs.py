@@ -47,14 +47,17 @@ class Run:
 
     @cached_property
     def dataset(self) -> EventDataset:
+        """The data set that the configuration names."""
         return EventDataset(self.config.data.path)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        """The best checkpoint."""
         return open_checkpoint(Path(self.config.folder) / "checkpoints" / "best")
 
     @cached_property
     def model(self) -> Ranker:
+        """The model of the best checkpoint on the device, in evaluation mode."""
         return self.checkpoint.model().to(self.device)
 
     @property
@@ -70,6 +73,7 @@ class Run:
 
     @property
     def store_path(self) -> Path:
+        """Of the summaries to serve from."""
         return Path(self.config.folder) / self.config.store.path
 
     def split_store_path(self, split: str) -> Path:

@@ -117,6 +117,7 @@ class VistaConfig:
             raise ValueError(f"embedding must be an EmbeddingConfig, found {type(self.embedding).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         embedding = {f.name: getattr(self.embedding, f.name) for f in fields(self.embedding)}
         return values | {"mlp": list(self.mlp), "embedding": embedding}
