@@ -37,10 +37,12 @@ class FeatureSchema:
             raise ValueError(f"schema: tasks must be different names, at least one, found {self.tasks}")
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"tasks": list(self.tasks)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FeatureSchema:
+        """The inverse of `to_dict`; other keys than a schema's are a ValueError."""
         known = {f.name for f in fields(cls)}
         if set(values) - known or {"num_items", "num_actions"} - set(values):
             raise ValueError(f"schema: expected the keys {sorted(known)}, found {sorted(values)}")
@@ -69,6 +71,7 @@ class Histories:
         return self.seq_offsets.shape[0] - 1
 
     def to(self, device: torch.device | str) -> Histories:
+        """With all tensors on a device."""
         return _to(self, device)
 
     def check(self) -> None:
@@ -152,6 +155,7 @@ class Candidates:
         check_range("kv_index", kv_index, users - 1)
 
     def to(self, device: torch.device | str) -> Candidates:
+        """With all tensors on a device."""
         return _to(self, device)
 
 
@@ -175,6 +179,7 @@ class Batch:
     timestamps: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
+        """With all tensors on a device."""
         return _to(self, device)
 
 

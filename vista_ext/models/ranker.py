@@ -41,6 +41,7 @@ class Head(nn.Module):
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))
 
     def forward(self, encoded: Tensor, rows: Tensor, candidates: Candidates, *extra: Tensor) -> Tensor:
+        """Logits `[m, tasks]` from `[m, dim]` encoded and candidate rows, and `extra` rows `[m, extra]`."""
         return self.mlp(torch.cat([encoded, rows, encoded * rows, self.context(candidates).to(rows.dtype), *extra], 1))
 
 

@@ -37,6 +37,7 @@ class VistaEncoder(Encoder):
         self.width = self.stage2.width
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
+        """What candidates `[m, dim]` take from the summaries of events `[total, dim]`: `[m, width]`, and losses."""
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
         losses = {}
         if self.reconstruction is not None and self.training:
