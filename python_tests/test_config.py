@@ -28,7 +28,12 @@ BAD = [
     (["model.preset=huge"], "model.preset must be one of .*found 'huge'"),
     (["model.options.seeds=middle"], "model.options: seeds must be one of source, target, found 'middle'"),
     (["model.options.depth=3"], "model.options: depth is not a field of the model"),
-    (["model.options.embedding=3"], "model.options"),
+    (["model.options.embedding=3"], "model.options.embedding must be keys and values, found 3"),
+    (["model.options.mlp=3"], "model.options: mlp must be a list of widths, found 3"),
+    (["model.options.mlp=wide"], "model.options: mlp must be a list of widths, found 'wide'"),
+    ([f"seed={2**63}"], r"seed must be below 2\^63, found 9223372036854775808"),
+    (["store.group=7"], r"store.group: group must divide dim \(32\) and be at least 32, found 7"),
+    (["store.scheme=int4", "model.options.dim=33"], "store.scheme, .*dim must be even for int4, found 33"),
     (["store.scheme=int2"], "store.scheme must be int8, int4 or fp8_e4m3, found 'int2'"),
     (["data=3"], "overrides: "),
 ]

@@ -23,7 +23,20 @@ app.add_typer(data_app, name="import")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run")]
-Device = Annotated[str, typer.Option(help="torch device")]
+
+
+def _usable(device: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # an assertion is how torch says that it was built without CUDA
+        found = f"{device!r}: {str(error).splitlines()[0]}"
+        raise ValueError(f"--device must be a torch device that can be used here, found {found}") from error
+    return device
+
+
+Device = Annotated[str, typer.Option(help="torch device", callback=_usable)]
 
 
 def main() -> None:
@@ -54,12 +67,10 @@ def train(
     """Train a model, or go on with a run that was cut off."""
     from vista_ext.config import load_config
     from vista_ext.data.dataset import EventDataset
-    from vista_ext.runs import save_config
     from vista_ext.train.trainer import train as run_training
 
     run = load_config(config, overrides or ())
     dataset = EventDataset(run.data.path)
-    save_config(run)
     run_training(run, dataset, device=device)
     print(f"trained: {run.folder}")
 
@@ -142,14 +153,17 @@ def study(
     config: Annotated[Path, typer.Argument(help="YAML file")],
     overrides: Overrides = None,
     models: Annotated[str, typer.Option(help="comma-separated")] = "vista,din,mean",
-    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="of weights, order and dropout; comma-separated")] = "0,1,2",
+    seed_counts: Annotated[str, typer.Option(help="numbers of summary rows for vista, such as 2,8,32; drawn too")] = "",
 ) -> None:
     """Train several models with several seeds, everything else equal; prints the table as Markdown too."""
     from vista_ext.config import load_config
     from vista_ext.report.study import markdown
     from vista_ext.report.study import study as run_study
 
-    table = run_study(load_config(config, overrides or ()), models.split(","), _integers("--seeds", seeds))
+    counts = _integers("--seed-counts", seed_counts) if seed_counts else []
+    base = load_config(config, overrides or ())
+    table = run_study(base, models.split(","), _integers("--seeds", seeds), seed_counts=counts)
     table.show()
     print(markdown(table))
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from vista_ext._extras import require
 from vista_ext.models.config import PRESETS, VistaConfig
+from vista_ext.store import StoreSpec
+
+FILE = "run.yaml"  # of a run's folder
 
 
 class ConfigError(ValueError):
@@ -100,7 +103,7 @@ class RunConfig:
 
     Args:
         folder: where the run's files go.
-        seed: of weights, order and dropout.
+        seed: of weights, order and dropout; below 2^63.
         threads: of torch; 0 leaves its own choice.
     """
 
@@ -122,8 +125,11 @@ class RunConfig:
             raise ConfigError(f"model.preset must be one of {', '.join(PRESETS)}, found {self.model.preset!r}")
         base = PRESETS[self.model.preset].to_dict()
         options = dict(self.model.options)
+        embedding = options.get("embedding", {})
+        if not isinstance(embedding, dict):
+            raise ConfigError(f"model.options.embedding must be keys and values, found {embedding!r}")
+        options["embedding"] = base["embedding"] | embedding
         try:
-            options["embedding"] = base["embedding"] | dict(options.get("embedding", {}))
             return VistaConfig.from_dict(base | options)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.options: {error}") from error
@@ -175,6 +181,14 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     return config
 
 
+def save_config(config: RunConfig) -> None:
+    """Write the configuration into the run's folder."""
+    omegaconf = require("omegaconf", extra="run").OmegaConf
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    omegaconf.save(omegaconf.structured(config), folder / FILE)
+
+
 def check_config(config: RunConfig) -> None:
     """Ranges and names; the types are the dataclasses'.
 
@@ -193,4 +207,11 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"model.name must be vista, din or mean, found {config.model.name!r}")
     if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
         raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
-    config.vista()
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed must be below 2^63, found {config.seed}")
+    vista = config.vista()
+    if config.model.name == "vista":
+        try:
+            StoreSpec(config.store.scheme, vista.num_seeds, vista.dim, config.store.group or None)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ConfigError(f"store.scheme, store.group: {error}") from error

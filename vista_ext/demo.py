@@ -8,19 +8,19 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from vista_ext.config import ConfigError, DataConfig, ModelChoice, RunConfig, TrainConfig
+from vista_ext.config import ConfigError, DataConfig, ModelChoice, RunConfig, TrainConfig, check_config
 from vista_ext.data.dataset import EventDataset
 from vista_ext.data.synthetic import SyntheticTruth, make_synthetic
 from vista_ext.report.evaluation import METRICS, cells, comparison_table, floor_rows
 from vista_ext.report.latency import measure
 from vista_ext.report.pictures import draw_all
 from vista_ext.report.tables import Table, save_tables
-from vista_ext.runs import Run, save_config
+from vista_ext.runs import Run
 from vista_ext.serve.compare import by_precision
 from vista_ext.serve.requests import Request, score_requests
 from vista_ext.serve.scorer import from_store, predict_from
@@ -32,11 +32,24 @@ from vista_ext.train.trainer import train
 log = logging.getLogger("vista")
 MARK = "demo.json"  # its presence allows the demo to clear the folder
 
-# (model, label, epochs, events of a history). The newest 50 events say nothing about the labels: the point of the data.
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model to compare with: its name, its row's label, epochs, newest events it reads, requests in a step."""
+
+    model: str
+    label: str
+    epochs: int
+    history: int
+    requests: int
+
+
+# The newest 50 events say nothing about the labels: the point of the data. DIN pays for candidates x events, so on the
+# whole history it gets one epoch, in small steps: their temporaries fit into caches, and it learns from more of them.
 BASELINES = (
-    ("mean", "mean pooling, whole history", 3, 400),
-    ("din", "DIN, newest 50 events", 2, 50),
-    ("din", "DIN, whole history", 2, 400),
+    Baseline("mean", "mean pooling, whole history", 3, 400, 128),
+    Baseline("din", "DIN, newest 50 events", 2, 50, 128),
+    Baseline("din", "DIN, whole history", 1, 400, 32),
 )
 
 
@@ -44,21 +57,23 @@ def run_demo(folder: Path, *, users: int, epochs: int, seed: int) -> None:
     """Everything from data to pictures in `folder`, which is cleared first if an earlier demo made it.
 
     Raises:
-        ConfigError: if the folder holds something else.
+        ConfigError: if the folder holds something else, or an option is out of range.
     """
     begun = time.monotonic()
+    base = _config(folder, seed, epochs)
+    check_config(base)
+    if users < 1:
+        raise ConfigError(f"--users must be at least 1, found {users}")
     _clear(folder)
     log.info("making %d users with a long-range interest in %s", users, folder / "data")
     truth = make_synthetic(folder / "data", users=users, seed=seed)
     dataset = EventDataset(folder / "data")
-    base = _config(folder, seed, epochs)
     rows = floor_rows(dataset, "test", base.data.floor_item_prior)
-    for name, label, passes, history in BASELINES:
-        log.info("baseline: %s", label)
-        rows.append([label, *cells(_baseline(base, dataset, name, passes, history))])
+    for baseline in BASELINES:
+        log.info("baseline: %s", baseline.label)
+        rows.append([baseline.label, *cells(_measure(baseline, base, dataset))])
 
     log.info("VISTA: training both stages")
-    save_config(base)
     train(base, dataset)
     run = Run.open(folder / "vista")
     direct = predict(run.vista, dataset, "test", base.data)
@@ -110,15 +125,15 @@ def _clear(folder: Path) -> None:
     (folder / MARK).write_text("{}\n")
 
 
-def _baseline(base: RunConfig, dataset: EventDataset, name: str, passes: int, history: int) -> Quality:
+def _measure(baseline: Baseline, base: RunConfig, dataset: EventDataset) -> Quality:
     config = replace(
         base,
-        folder=str(Path(base.folder).with_name(f"{name}-{history}")),
-        data=replace(base.data, max_history=history),
-        model=replace(base.model, name=name),
-        train=replace(base.train, epochs=passes),
+        folder=str(Path(base.folder).with_name(f"{baseline.model}-{baseline.history}")),
+        data=replace(base.data, max_history=baseline.history),
+        model=replace(base.model, name=baseline.model),
+        train=replace(base.train, epochs=baseline.epochs, requests_per_batch=baseline.requests),
     )
-    return quality(predict(train(config, dataset), dataset, "test", config.data))
+    return quality(predict(train(config, dataset), dataset, "test", config.data, baseline.requests))
 
 
 def _score_elsewhere(run: Run, dataset: EventDataset) -> float:

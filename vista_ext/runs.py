@@ -9,24 +9,13 @@ from pathlib import Path
 
 import torch
 
-from vista_ext._extras import require
-from vista_ext.config import ConfigError, RunConfig, load_config
+from vista_ext.config import FILE, ConfigError, RunConfig, load_config
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Ranker, Vista
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.serve.summarize import store_spec
 from vista_ext.store import StoreSpec
 from vista_ext.train.checkpoint import Checkpoint, open_checkpoint
-
-FILE = "run.yaml"
-
-
-def save_config(config: RunConfig) -> None:
-    """Write the configuration into the run's folder."""
-    omegaconf = require("omegaconf", extra="run").OmegaConf
-    folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    omegaconf.save(omegaconf.structured(config), folder / FILE)
 
 
 @dataclass(frozen=True)
@@ -58,14 +47,17 @@ class Run:
 
     @cached_property
     def dataset(self) -> EventDataset:
+        """The data set that the configuration names."""
         return EventDataset(self.config.data.path)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        """The best checkpoint."""
         return open_checkpoint(Path(self.config.folder) / "checkpoints" / "best")
 
     @cached_property
     def model(self) -> Ranker:
+        """The model of the best checkpoint on the device, in evaluation mode."""
         return self.checkpoint.model().to(self.device)
 
     @property
@@ -81,6 +73,7 @@ class Run:
 
     @property
     def store_path(self) -> Path:
+        """Of the summaries to serve from."""
         return Path(self.config.folder) / self.config.store.path
 
     def split_store_path(self, split: str) -> Path:

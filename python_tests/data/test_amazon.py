@@ -41,8 +41,7 @@ def folder(tmp_path):
 
 
 def test_prefixes_and_negatives(folder, tmp_path):
-    said = []
-    import_amazon(folder, tmp_path / "set", progress=said.append)
+    import_amazon(folder, tmp_path / "set")
     dataset = EventDataset(tmp_path / "set")
     assert dataset.item_sources == ["B0", "B1", "B2", "B3"]
     assert dataset.user_sources == ["u1", "u2", "u3"]

@@ -1,5 +1,7 @@
 """Both stages together and apart: leaks, sharing, downstream models, compile and export, bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,13 +50,33 @@ def test_apart_equals_together(world, model):
     assert torch.allclose(downstream(summaries, world.candidates, world.kv_index, recent=recent), apart, atol=1e-6)
 
 
-def test_no_candidate_sees_another(world, model):
+@pytest.mark.parametrize("name", ["din", "mean", *OPTIONS])
+def test_no_candidate_sees_another(world, name):
+    torch.manual_seed(0)
+    if name in OPTIONS:
+        model = Vista(world.schema, OPTIONS[name], world.item_features).eval()
+    else:
+        model = build_model(name, world.schema, VistaConfig(), world.item_features).eval()
     before = model(world.histories, world.candidates, world.kv_index).logits
     for index in (0, 6, 14):
         after = model(world.histories, change(world.candidates, index), world.kv_index).logits
         others = torch.arange(15) != index
         assert torch.equal(before[others], after[others]), "changing one candidate changed another, bit for bit"
         assert not torch.equal(before[index], after[index])
+
+
+def test_users_together_are_users_alone(world, model):
+    """Packed with others, or alone in a batch whose bounds leave room for much more: the same summaries and scores."""
+    summaries = model.summarize(world.histories)
+    together = model(world.histories, world.candidates, world.kv_index).logits
+    for user in range(5):
+        roomy = replace(world.histories.rows(user, user + 1), max_seq_len=512)
+        assert torch.allclose(model.summarize(roomy)[0], summaries[user], atol=1e-5)
+        for request in (world.kv_index == user).nonzero().flatten().tolist():
+            begin, end = world.candidates.offsets[request : request + 2].tolist()
+            items, context = world.candidates.items[begin:end], world.candidates.context[begin:end]
+            asked = Candidates(torch.tensor([0, end - begin]), 64, items, context)
+            assert torch.allclose(model(roomy, asked, torch.tensor([0])).logits, together[begin:end], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vista", "din", "mean"])
@@ -81,6 +103,17 @@ def test_any_split_of_the_candidates_scores_the_same(world, model):
     alone = Candidates(torch.tensor([0, 1]), 1, ones.items[4:5], ones.context[4:5])
     single = model.score(summaries, alone, owner[4:5], recent=world.histories)
     assert torch.allclose(single, whole[4:5], atol=1e-6)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_summaries_have_no_dropout_in_a_model_that_trains(world, deterministic):
+    config = VistaConfig(dropout=0.5, embedding=EmbeddingConfig(dropout=0.5), summary_layers=2)
+    model = Vista(world.schema, config, world.item_features)
+    model.items.eval()
+    before = [module.training for module in model.modules()]
+    found = model.summarize(world.histories, deterministic=deterministic)
+    assert [module.training for module in model.modules()] == before and model.training
+    assert torch.equal(found, model.eval().summarize(world.histories, deterministic=deterministic))
 
 
 def test_no_candidates_and_no_requests(world, model):
@@ -132,20 +165,32 @@ def test_reconstruction_is_causal_and_ignores_what_is_not_there():
     # Users with no event and with one predict nothing; another's padding is no event.
     rows = torch.randn(4, 64)
     summaries = torch.randn(3, 16, 64)
-    loss = decoder(summaries, rows, torch.tensor([0, 0, 1, 4]))
-    alone = decoder(summaries[2:], rows[1:], torch.tensor([0, 3]))
+    loss = decoder(summaries, rows, torch.tensor([0, 0, 1, 4]), rows)
+    alone = decoder(summaries[2:], rows[1:], torch.tensor([0, 3]), rows[1:])
     assert torch.allclose(loss, alone)
     expected = (decoder.decode(summaries[2:], rows[None, 1:])[:, :-1] - rows[None, 2:]).square().mean()
     assert torch.allclose(loss, expected)
-    assert decoder(summaries[:2], rows[:1], torch.tensor([0, 0, 1])).item() == 0
+    assert decoder(summaries[:2], rows[:1], torch.tensor([0, 0, 1]), rows[:1]).item() == 0
 
 
 @pytest.mark.parametrize("constants", [True, False])
 def test_reconstruction_targets_are_constants_unless_asked(constants):
     decoder = Reconstruction(VistaConfig(reconstruct_constants=constants))
     rows = torch.randn(2, 64, requires_grad=True)
-    decoder(torch.randn(1, 16, 64), rows, torch.tensor([0, 2])).backward()
+    decoder(torch.randn(1, 16, 64), rows, torch.tensor([0, 2]), rows).backward()
     assert bool(rows.grad[1].any()) is not constants  # the last event is only ever a target
+
+
+def test_reconstruction_predicts_events_as_they_are(world, monkeypatch):
+    model = Vista(world.schema, VistaConfig(embedding=EmbeddingConfig(dropout=0.5)), world.item_features)
+    monkeypatch.setattr(model.encoder.reconstruction, "decode", lambda summaries, events: torch.zeros_like(events))
+    window = model.config.reconstruction_window
+    whole = model.eval().embed(world.histories).rows.split([5, 0, 1, 300, 40])
+    expected = torch.cat([events[-window:][1:] for events in whole]).square().mean()
+    model.train()
+    for _ in range(2):
+        found = model(world.histories, world.candidates, world.kv_index).losses["reconstruction"]
+        assert torch.allclose(found, model.config.reconstruction_weight * expected)
 
 
 def test_baselines_are_their_definitions(world):
@@ -251,28 +296,3 @@ def test_schema_errors():
     with pytest.raises(ValueError, match="tasks must be different names"):
         FeatureSchema(1, 1, tasks=("a", "a"))
     assert FeatureSchema.from_dict(FeatureSchema(3, 2, {"a": 4}).to_dict()) == FeatureSchema(3, 2, {"a": 4})
-
-
-def test_bad_input_names_the_argument(world, model):
-    summaries = model.summarize(world.histories)
-    with pytest.raises(ValueError, match=r"summaries must be \[n, \d+, 64\], found \[5, 3, 64\]"):
-        model.score(summaries[:, :3], world.candidates, world.kv_index, recent=world.histories)
-    with pytest.raises(RuntimeError, match="kv_index"):
-        model.score(summaries, world.candidates, world.kv_index + 4, recent=world.histories)
-    with pytest.raises(ValueError, match="chunk must be at least 1, found 0"):
-        model.encoder.summarizer.stream_(torch.zeros(0, 64), torch.tensor([0, 0]), 0)
-    bare = Candidates(world.candidates.offsets, 5, world.candidates.items, world.candidates.context[:, :0])
-    with pytest.raises(ValueError, match=r"candidates\.context must have 1 columns, found 0"):
-        model.score(summaries, bare, world.kv_index, recent=world.histories)
-    with pytest.raises(ValueError, match="item_features must be int64"):
-        Vista(world.schema, VistaConfig(), world.item_features[:5])
-    with pytest.raises(ValueError, match=r"author must be in \[0, 7\), found 0 to 7"):
-        Vista(world.schema, VistaConfig(), torch.arange(101)[:, None] % 8)
-    with pytest.raises(ValueError, match="model must be one of vista, mean, din, found 'sasrec'"):
-        build_model("sasrec", world.schema, VistaConfig())
-
-
-def test_recent_events_must_be_given(world):
-    model = Vista(world.schema, VistaConfig(recent_events=3), world.item_features).eval()
-    with pytest.raises(ValueError, match="recent must be histories"):
-        model.score(model.summarize(world.histories), world.candidates, world.kv_index)

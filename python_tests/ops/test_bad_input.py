@@ -1,5 +1,6 @@
 """Whatever is thrown at an op, it answers with a result of the right shape or with an error that names an argument."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -74,6 +75,12 @@ def tensor(dtype, shape):
     return torch.ones(shape).to(dtype)
 
 
+def names(error, *arguments):
+    """Whether an error names one of the arguments, the op's own name not counted."""
+    text = re.sub(r"vista::\w+", "", str(error))
+    return any(re.search(rf"\b{argument}\b", text) for argument in arguments)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["q", "k", "v", "state", "attn_scale"]), DTYPES, SHAPES)
 def test_wrong_tensors_are_named(name, dtype, shape):
@@ -96,7 +103,7 @@ def test_wrong_tensors_are_named(name, dtype, shape):
         try:
             result = call(**arguments)
         except RuntimeError as error:
-            assert any(argument in str(error) for argument in (name, *taken, "head dim")), error
+            assert names(error, *taken), error
         else:
             assert result.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
@@ -107,7 +114,7 @@ def test_quantize_rows(dtype, shape, scheme, group):
     try:
         found = ops.quantize_rows(tensor(dtype, shape), scheme=scheme, group=group)
     except (RuntimeError, ValueError) as error:
-        assert any(name in str(error) for name in ("x ", "scheme", "group", "tokens", "dim")), error
+        assert names(error, "x", "scheme", "group", "tokens", "dim"), error
     else:
         assert found.dtype == torch.uint8 and found.shape[0] == shape[0] and found.shape[1] % 128 == 0
 
@@ -119,7 +126,7 @@ def test_cache_gather(dtype, shape, slots, policy, tokens, dim):
     try:
         out, bad = ops.cache_gather(cache, torch.tensor(slots, dtype=torch.int64), tokens, dim, policy=policy)
     except (RuntimeError, ValueError) as error:
-        assert any(name in str(error) for name in ("cache", "slots", "tokens", "dim", "policy")), error
+        assert names(error, "cache", "slots", "tokens", "dim", "policy"), error
     else:
         assert out.shape == (len(slots), tokens, dim)
         assert int(bad) == sum(not 0 <= slot < len(cache) for slot in slots)
@@ -133,7 +140,7 @@ def test_cache_scatter(slots, policy, count, dtype):
     try:
         bad = ops.cache_scatter_(cache, torch.tensor(slots, dtype=torch.int64), new, policy=policy)
     except (RuntimeError, ValueError) as error:
-        assert any(name in str(error) for name in ("slots", "rows", "policy")), error
+        assert names(error, "slots", "rows", "policy"), error
         assert not cache.any(), "a refused call writes nothing"
     else:
         assert int(bad) == sum(not 0 <= slot < 3 for slot in slots)

@@ -209,6 +209,22 @@ def test_parts_merge_by_lse_with_gradients():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v", "self_k", "self_v"])
+def test_nan_stays_where_it_matters(name):
+    names = ["q", "k", "v", "self_k", "self_v"]
+    inputs = dict(zip(names, (x.detach() for x in make()), strict=True))
+    row = 70  # of the third group (rows 3 to 72), and of the third sequence (rows 1 to 130), which groups 0 and 2 read
+    inputs[name][row, 1] = torch.nan
+    out, lse = run(*inputs.values())
+    expected = torch.zeros(out.shape[:2], dtype=bool)
+    if name in ("k", "v"):
+        expected[0:3, 1] = expected[3:73, 1] = True
+    else:
+        expected[row, 1] = True
+    assert torch.equal(out.isnan().any(2), expected) and torch.equal(out.isnan().all(2), expected)
+    assert torch.equal(lse.isnan(), expected if name not in ("v", "self_v") else torch.zeros_like(expected))
+
+
 def test_nothing_to_see():
     q = torch.randn(3, 1, 16, requires_grad=True)
     empty = torch.zeros(0, 1, 16, requires_grad=True)

@@ -70,6 +70,45 @@ def test_every_activation(device, activation, state_activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_jagged_equals_padded(device, activation):
+    """Every sequence filled up to the longest by rows whose values are zero: they add nothing to a state. They stand in
+    front, since targets are the last rows."""
+    q, k, v, offsets = (x.detach() for x in make(device, 24, 40))
+    targets = torch.tensor(TARGETS, device=device)
+    most = max(LENGTHS)
+    ends = torch.arange(1, len(LENGTHS) + 1) * most
+    place = torch.cat([torch.arange(int(end) - n, int(end)) for end, n in zip(ends, LENGTHS, strict=True)]).to(device)
+    padded = [normal((len(LENGTHS) * most, *x.shape[1:]), device, seed=5) for x in (q, k, v)]
+    padded[2].zero_()
+    for wide, x in zip(padded, (q, k, v), strict=True):
+        wide[place] = x[:-PADDING]
+    options = {"num_targets": targets, "attn_scale": ops.mean_scale(offsets, targets), "activation": activation}
+    wide_offsets = torch.arange(len(LENGTHS) + 1, device=device) * most
+    jagged, state = ops.qla(q, k, v, offsets, most, **options, return_state=True)
+    out, wide_state = ops.qla(*padded, wide_offsets, most, **options, return_state=True)
+    # One float32 sum in two orders: a few tens of roundings.
+    assert rms(out[place] - jagged[:-PADDING]) < 3e-6 * rms(jagged)
+    assert rms(wide_state - state) < 3e-6 * rms(state)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_stays_where_it_matters(device, activation, name):
+    q, k, v, offsets = (x.detach() for x in make(device, 24, 16))
+    targets = torch.tensor(TARGETS, device=device)
+    begin, end = int(offsets[3]), int(offsets[4])
+    for row in (begin + 4, end - 2):  # a source, a target
+        inputs = {"q": q, "k": k, "v": v}
+        inputs[name] = inputs[name].clone()
+        inputs[name][row, 1] = torch.nan
+        options = {"activation": activation, "state_activation": activation}
+        out = ops.qla(*inputs.values(), offsets, 2300, num_targets=targets, **options)
+        expected = torch.zeros(out.shape[:2], dtype=bool, device=device)
+        expected[slice(begin, end) if name != "q" and row == begin + 4 else row, 1] = True
+        assert torch.equal(out.isnan().any(2), expected) and torch.equal(out.isnan().all(2), expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_references_agree(device, activation):
     q, k, v, offsets = (x.detach().double() if x.is_floating_point() else x for x in make(device, 16, 24))
     targets = torch.tensor(TARGETS, device=device)

@@ -2,7 +2,7 @@ import pytest
 
 from vista_ext.config import load_config
 from vista_ext.data.dataset import EventDataset
-from vista_ext.runs import Run, save_config
+from vista_ext.runs import Run
 from vista_ext.train.trainer import train
 
 
@@ -12,7 +12,6 @@ def trained(tiny_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "vista"
     overrides = [f"data.path={tiny_data}", f"folder={folder}", "train.epochs=1", "train.requests_per_batch=32"]
     config = load_config(None, [*overrides, "data.max_history=80", "threads=1"])
-    save_config(config)
     train(config, EventDataset(tiny_data))
     return folder
 

@@ -142,6 +142,16 @@ def test_batches_stay_below_the_commit_size():
     assert LmdbStore(None, SPEC)._batch == store_module.BATCH_RECORDS
 
 
+def test_a_snapshot_is_not_put_into_its_own_store(tmp_path, store):
+    path = tmp_path / "store"
+    (tmp_path / "link").symlink_to(path)
+    before = sorted(path.iterdir())
+    for inside in (path, path / "snap", path / "a" / "snap", tmp_path / "link" / "snap"):
+        with pytest.raises(StoreError, match="save_snapshot: path must lie outside the store's own folder"):
+            store.save_snapshot(inside)
+    assert sorted(path.iterdir()) == before
+
+
 def test_snapshots(tmp_path, store, put):
     put([1, 2, 3], 5)
     store.save_snapshot(tmp_path / "snap")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vista_ext.config import load_config, save_config
 from vista_ext.data.dataset import EventDataset
-from vista_ext.runs import save_config
 from vista_ext.train.checkpoint import CheckpointError, open_checkpoint
 from vista_ext.train.evaluate import predict, quality
 from vista_ext.train.records import read_records
@@ -96,6 +96,21 @@ def test_more_epochs_go_on_and_another_configuration_does_not(tiny_config):
     assert all(torch.equal(ours[key], right[key]) for key in right)
     with pytest.raises(CheckpointError, match="found another seed, train: choose another folder"):
         train(tiny_config("seed=3", "train.learning_rate=0.5"), dataset)
+
+
+def test_a_refused_configuration_leaves_the_runs_own_file_alone(tiny_config):
+    dataset = EventDataset(tiny_config().data.path)
+    train(tiny_config("train.epochs=1"), dataset)
+    with pytest.raises(CheckpointError, match="found another data"):
+        train(tiny_config("train.epochs=1", "data.max_history=7"), dataset)
+    assert load_config(Path(tiny_config().folder) / "run.yaml") == tiny_config("train.epochs=1")
+
+
+def test_fewer_epochs_than_were_trained_are_another_run(tiny_config):
+    dataset = EventDataset(tiny_config().data.path)
+    train(tiny_config("train.epochs=2"), dataset)
+    with pytest.raises(CheckpointError, match=r"at most train\.epochs = 1 epochs, found one of 2"):
+        train(tiny_config("train.epochs=1"), dataset)
 
 
 def damage(path, how):

@@ -37,10 +37,12 @@ class FeatureSchema:
             raise ValueError(f"schema: tasks must be different names, at least one, found {self.tasks}")
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"tasks": list(self.tasks)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FeatureSchema:
+        """The inverse of `to_dict`; other keys than a schema's are a ValueError."""
         known = {f.name for f in fields(cls)}
         if set(values) - known or {"num_items", "num_actions"} - set(values):
             raise ValueError(f"schema: expected the keys {sorted(known)}, found {sorted(values)}")
@@ -69,7 +71,22 @@ class Histories:
         return self.seq_offsets.shape[0] - 1
 
     def to(self, device: torch.device | str) -> Histories:
+        """With all tensors on a device."""
         return _to(self, device)
+
+    def check(self) -> None:
+        """Refuse histories whose parts do not fit each other; nothing is looked at while compiling.
+
+        Raises:
+            ValueError: naming the part, what was expected and what was found.
+        """
+        if torch.compiler.is_compiling():
+            return
+        total = self.items.shape[0] if self.items.dim() else 0
+        for name in ("items", "actions", "timestamps"):
+            _check_integers(f"histories.{name}", getattr(self, name), (total,))
+        _check_offsets("histories.seq_offsets", self.seq_offsets, total, "histories.max_seq_len", self.max_seq_len)
+        _check_integers("histories.now", self.now, (len(self),))
 
     def rows(self, begin: int, end: int) -> Histories:
         """The users `begin` to `end`, as views."""
@@ -118,7 +135,27 @@ class Candidates:
     items: Tensor
     context: Tensor
 
+    def check(self, kv_index: Tensor, users: int) -> None:
+        """Refuse candidates whose parts do not fit each other; nothing is looked at while compiling.
+
+        Args:
+            kv_index: of the requests.
+            users: how many there are for `kv_index` to choose from.
+
+        Raises:
+            ValueError, IndexError: naming the part, what was expected and what was found.
+        """
+        if torch.compiler.is_compiling():
+            return
+        total = self.items.shape[0] if self.items.dim() else 0
+        _check_integers("candidates.items", self.items, (total,))
+        _check_integers("candidates.context", self.context, (total, *self.context.shape[1:2]))
+        _check_offsets("candidates.offsets", self.offsets, total, "candidates.max_len", self.max_len)
+        _check_integers("kv_index", kv_index, (self.offsets.shape[0] - 1,))
+        check_range("kv_index", kv_index, users - 1)
+
     def to(self, device: torch.device | str) -> Candidates:
+        """With all tensors on a device."""
         return _to(self, device)
 
 
@@ -142,7 +179,38 @@ class Batch:
     timestamps: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
+        """With all tensors on a device."""
         return _to(self, device)
+
+
+def check_range(name: str, values: Tensor, last: int) -> None:
+    """An IndexError unless all values are from 0 to `last`. On a device it would have to wait for the values, so only
+    the host's are looked at, and none while compiling."""
+    if torch.compiler.is_compiling() or values.device.type != "cpu" or not values.numel():
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > last:
+        raise IndexError(f"{name} must be in [0, {last}], found {low if low < 0 else high}")
+
+
+def _check_integers(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    if values.dtype not in (torch.int64, torch.int32) or tuple(values.shape) != shape:
+        raise ValueError(f"{name} must be integers {list(shape)}, found {values.dtype} {list(values.shape)}")
+
+
+def _check_offsets(name: str, offsets: Tensor, total: int, longest_name: str, longest: int) -> None:
+    if offsets.dim() != 1 or not offsets.numel():
+        raise ValueError(f"{name} must be integers [n + 1], found {list(offsets.shape)}")
+    _check_integers(name, offsets, (offsets.shape[0],))
+    if offsets.device.type != "cpu":
+        return
+    first, last, lengths = int(offsets[0]), int(offsets[-1]), offsets.diff()
+    if first != 0 or last != total:
+        raise ValueError(f"{name} must go from 0 to {total}, the number of items, found {first} to {last}")
+    if lengths.numel() and int(lengths.min()) < 0:
+        raise ValueError(f"{name} must not decrease, found a step of {int(lengths.min())}")
+    if lengths.numel() and int(lengths.max()) > longest:
+        raise ValueError(f"{longest_name} must be at least the longest, {int(lengths.max())}, found {longest}")
 
 
 def _to(value: Any, device: torch.device | str) -> Any:

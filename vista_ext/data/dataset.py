@@ -36,6 +36,7 @@ class Samples:
         return self.users.shape[0]
 
     def rows(self, index: Tensor) -> Samples:
+        """The rows that an index picks: integers `[k]` or bools `[m]`."""
         return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
@@ -79,10 +80,12 @@ class EventDataset:
 
     @property
     def num_users(self) -> int:
+        """Users have the ids 0 to `num_users - 1`."""
         return len(self.user_sources)
 
     @property
     def num_events(self) -> int:
+        """Events of all users together."""
         return len(self._events["timestamp"])
 
     def user_index(self, source_id: str) -> int:

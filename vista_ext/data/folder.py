@@ -14,6 +14,7 @@ import numpy as np
 from vista_ext._extras import require
 from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.tables import DataError, Kind, Table, as_table, check_range, read_parquet
+from vista_ext.progress import track, working
 
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -57,18 +58,19 @@ def write_dataset(
         "samples": samples,
     }
     columns = _columns(target, schema)
-    tables = {table: as_table(target / f"{table}.parquet", given[table], columns[table]) for table in columns}
-    for table in ("events", "samples"):
-        order = np.lexsort((tables[table]["timestamp"], tables[table]["user_id"]))
-        tables[table] = {column: values[order] for column, values in tables[table].items()}
-    _validate(target, schema, tables)
+    with working(f"checking {name}"):
+        tables = {table: as_table(target / f"{table}.parquet", given[table], columns[table]) for table in columns}
+        for table in ("events", "samples"):
+            order = np.lexsort((tables[table]["timestamp"], tables[table]["user_id"]))
+            tables[table] = {column: values[order] for column, values in tables[table].items()}
+        _validate(target, schema, tables)
 
     pa, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         unfinished.mkdir()
-        for table, values in tables.items():
+        for table, values in track(tables.items(), f"writing {name}", len(tables), unit="tables"):
             file = unfinished / f"{table}.parquet"
             parquet.write_table(pa.table(values), file, compression="zstd", write_page_checksum=True)
         meta = {"format": FORMAT, "name": name, "schema": schema.to_dict(), "source": source}
@@ -87,7 +89,8 @@ def read_folder(folder: Path) -> tuple[str, str, FeatureSchema, dict[str, Table]
     name, source, schema = _read_meta(folder / "meta.json")
     columns = _columns(folder, schema)
     tables = {table: read_parquet(folder / f"{table}.parquet", columns[table]) for table in columns}
-    _validate(folder, schema, tables)
+    with working(f"checking {name}"):
+        _validate(folder, schema, tables)
     return name, source, schema, tables
 
 

@@ -12,6 +12,7 @@ from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.folder import write_dataset
 from vista_ext.data.metrics import auc
 from vista_ext.data.tables import Array
+from vista_ext.progress import working
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ def make_synthetic(
     rng = np.random.default_rng(seed)
     cluster = rng.permutation(np.arange(items) % clusters)
     likes = _some_clusters(rng, users, clusters, liked)
-    history = np.concatenate(
-        [
-            _interest_events(rng, cluster, likes, liked, events_per_user - recent, purity),
-            _interest_events(rng, cluster, _some_clusters(rng, users, clusters, liked), liked, recent, purity),
-        ],
-        axis=1,
-    )
+    with working(f"making {users} users"):
+        history = np.concatenate(
+            [
+                _interest_events(rng, cluster, likes, liked, events_per_user - recent, purity),
+                _interest_events(rng, cluster, _some_clusters(rng, users, clusters, liked), liked, recent, purity),
+            ],
+            axis=1,
+        )
     event_times = 1_600_000_000 + np.cumsum(rng.integers(60, 3600, (users, events_per_user)), axis=1)
 
     shape = (users, requests_per_user, candidates)

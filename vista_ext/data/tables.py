@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vista_ext._extras import require
+from vista_ext.progress import working
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Table = dict[str, Array]
@@ -173,7 +174,8 @@ def _read(path: Path, expected: str, read: Callable[[], Table], names: list[str]
     if not path.is_file():
         raise DataError(path, None, expected, "no such file")
     try:
-        return read()
+        with working(f"reading {path.name}"):
+            return read()
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -101,6 +101,8 @@ class VistaConfig:
         _at_least(2, {"reconstruction_window": self.reconstruction_window})
         if self.head_dim % 8 or not 16 <= self.head_dim <= 256:
             raise ValueError(f"head_dim must be a multiple of 8 from 16 to 256, found {self.head_dim}")
+        if not isinstance(self.mlp, list | tuple):
+            raise ValueError(f"mlp must be a list of widths, found {self.mlp!r}")
         object.__setattr__(self, "mlp", tuple(self.mlp))
         _at_least(1, {f"mlp[{i}]": width for i, width in enumerate(self.mlp)})
         _one_of("seeds", self.seeds, ("source", "target"))
@@ -115,6 +117,7 @@ class VistaConfig:
             raise ValueError(f"embedding must be an EmbeddingConfig, found {type(self.embedding).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         embedding = {f.name: getattr(self.embedding, f.name) for f in fields(self.embedding)}
         return values | {"mlp": list(self.mlp), "embedding": embedding}

@@ -39,16 +39,18 @@ class Reconstruction(nn.Module):
         rows = rows + self.mlp(self.mlp_norm(rows))
         return self.predict(rows[:, summaries.shape[1] :])
 
-    def forward(self, summaries: Tensor, events: Tensor, seq_offsets: Tensor) -> Tensor:
+    def forward(self, summaries: Tensor, events: Tensor, seq_offsets: Tensor, whole: Tensor) -> Tensor:
         """The loss, a scalar: squared error, mean over predicted events and dimensions; 0 if there is none.
 
         Args:
             summaries: `[n, seeds, dim]`.
             events: `[total, dim]`, embedded events, packed.
             seq_offsets: int64 `[n + 1]`.
+            whole: `[total, dim]`, `events` without dropout: what is predicted. An event is its item, its action and
+                its age, all of which a summary should keep; what dropout takes from it nobody could predict.
         """
         window, valid = last_rows(events, seq_offsets, self.config.reconstruction_window)
-        targets = window[:, 1:]
+        targets = last_rows(whole, seq_offsets, self.config.reconstruction_window)[0][:, 1:]
         if self.config.reconstruct_constants:
             targets = targets.detach()
         error = (self.decode(summaries, window)[:, :-1] - targets).square().mean(-1)

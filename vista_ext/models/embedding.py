@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vista_ext.data.batch import Candidates, FeatureSchema, Histories
+from vista_ext.data.batch import Candidates, FeatureSchema, Histories, check_range
 from vista_ext.models.config import EmbeddingConfig
 from vista_ext.nn import spread
 
@@ -56,10 +56,7 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """int64 `[m]` ids from 0 (unknown) to `num_items` become `[m, dim]`."""
-        if items.device.type == "cpu" and items.numel() and not torch.compiler.is_compiling():
-            low, high = int(items.min()), int(items.max())
-            if low < 0 or high > self.num_items:
-                raise IndexError(f"items must be in [0, {self.num_items}], found {low if low < 0 else high}")
+        check_range("items", items, self.num_items)
         if self.hash_rows:
             vectors = sum(self.rows(self._hash(items, multiplier)) for multiplier in _HASHES)
         else:
@@ -83,7 +80,7 @@ class EventEmbedding(nn.Module):
     Args:
         schema: of the data.
         dim: of the vectors.
-        config: of the time buckets and the dropout.
+        config: of the time buckets.
     """
 
     def __init__(self, schema: FeatureSchema, dim: int, config: EmbeddingConfig) -> None:
@@ -92,16 +89,16 @@ class EventEmbedding(nn.Module):
         self.gates = nn.Embedding(schema.num_actions, dim)
         nn.init.ones_(self.gates.weight)
         self.ages = _table(config.time_buckets, dim) if config.time_buckets else None
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, item_vectors: Tensor, histories: Histories) -> Tensor:
         """`[total, dim]`, one row an event."""
+        check_range("actions", histories.actions, self.actions.num_embeddings - 1)
         vectors = item_vectors * self.gates(histories.actions) + self.actions(histories.actions)
         if self.ages is not None:
             now = spread(histories.now, histories.seq_offsets, histories.items.shape[0])
             age = (now - histories.timestamps).clamp(min=1).to(torch.float64)
             vectors = vectors + self.ages(age.log2().long().clamp(max=self.ages.num_embeddings - 1))
-        return self.dropout(vectors)
+        return vectors
 
 
 class ContextEmbedding(nn.Module):
@@ -114,6 +111,7 @@ class ContextEmbedding(nn.Module):
 
     def __init__(self, schema: FeatureSchema, dim: int) -> None:
         super().__init__()
+        self.counts = dict(schema.context)
         self.tables = nn.ModuleList(_table(count, dim) for count in schema.context.values())
         self.width = len(schema.context) * dim
 
@@ -122,5 +120,7 @@ class ContextEmbedding(nn.Module):
         context = candidates.context
         if context.shape[1] != len(self.tables):
             raise ValueError(f"candidates.context must have {len(self.tables)} columns, found {context.shape[1]}")
+        for i, (name, count) in enumerate(self.counts.items()):
+            check_range(f"candidates.context: {name}", context[:, i], count - 1)
         columns = [table(context[:, i]) for i, table in enumerate(self.tables)]
         return torch.cat(columns, 1) if columns else context.new_zeros((context.shape[0], 0), dtype=torch.float32)

@@ -21,11 +21,13 @@ class Events:
         rows: `[total, dim]`.
         seq_offsets: int64 `[n + 1]`.
         max_seq_len: at least the longest.
+        whole: `rows` without dropout, for whoever predicts them.
     """
 
     rows: Tensor
     seq_offsets: Tensor
     max_seq_len: int
+    whole: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Encoder(nn.Module):
     width: int
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
+        """Rows `[m, width]` for the candidates' rows `[m, dim]`, and losses."""
         raise NotImplementedError
 
 
@@ -60,6 +63,7 @@ class MeanPooling(Encoder):
         self.width = config.dim
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
+        """The mean `[m, dim]` of the history that each candidate's request reads."""
         lengths = events.seq_offsets.diff()
         owner = spread(torch.arange(lengths.shape[0], device=rows.device), events.seq_offsets, events.rows.shape[0])
         sums = events.rows.new_zeros(lengths.shape[0], self.width).index_add(0, owner, events.rows)
@@ -81,6 +85,7 @@ class DIN(Encoder):
         self.second = nn.Linear(36, 1)
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
+        """The weighted sum `[m, dim]` of the events `[total, dim]`, weighed for each candidate's row `[m, dim]`."""
         sequence = spread(kv_index, candidates.offsets, rows.shape[0])
         windows, valid = last_rows(events.rows, events.seq_offsets, events.max_seq_len)
         keys = windows.index_select(0, sequence)

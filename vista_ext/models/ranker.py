@@ -41,6 +41,7 @@ class Head(nn.Module):
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))
 
     def forward(self, encoded: Tensor, rows: Tensor, candidates: Candidates, *extra: Tensor) -> Tensor:
+        """Logits `[m, tasks]` from `[m, dim]` encoded and candidate rows, and `extra` rows `[m, extra]`."""
         return self.mlp(torch.cat([encoded, rows, encoded * rows, self.context(candidates).to(rows.dtype), *extra], 1))
 
 
@@ -67,8 +68,8 @@ class Ranker(nn.Module):
 
     def embed(self, histories: Histories) -> Events:
         """The histories' events as rows."""
-        rows = self.events(self.items(histories.items), histories)
-        return Events(rows, histories.seq_offsets, histories.max_seq_len)
+        whole = self.events(self.items(histories.items), histories)
+        return Events(self.dropout(whole), histories.seq_offsets, histories.max_seq_len, whole)
 
     def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
         """Score the candidates of requests.
@@ -77,7 +78,12 @@ class Ranker(nn.Module):
             histories: of n users.
             candidates: of the requests, m in all.
             kv_index: int64 `[requests]`, the history that each request reads.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
+        histories.check()
+        candidates.check(kv_index, histories.seq_offsets.shape[0] - 1)
         rows = self.dropout(self.items(candidates.items))
         encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]

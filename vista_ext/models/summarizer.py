@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vista_ext._heap import released
 from vista_ext.models.config import VistaConfig
 from vista_ext.nn import QlaBlock
 
@@ -78,8 +79,7 @@ class Summarizer(nn.Module):
         Raises:
             ValueError: if `chunk` is not positive.
         """
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, found {chunk}")
+        require_chunk(chunk)
         walk = _SeedWalk(self, seq_offsets, events.dtype)
         pieces = _pieces(seq_offsets, chunk)
         for number, block in enumerate(self.layers):
@@ -87,13 +87,19 @@ class Summarizer(nn.Module):
             state = events.new_zeros(
                 (len(seq_offsets) - 1, layer.heads, layer.head_dim, layer.head_dim), dtype=torch.float32
             )
-            for users, rows, offsets in pieces:
+            for users, rows, offsets in released(pieces):
                 state[users] += layer.state(*layer.keys_values(events[rows]), offsets, chunk)
             state = walk.advance(layer, state)
             if number + 1 < len(self.layers):
-                for users, rows, offsets in pieces:
+                for users, rows, offsets in released(pieces):
                     events[rows] = layer.read(events[rows], state[users], walk.attn_scale[users], offsets, chunk)
         return walk.summaries()
+
+
+def require_chunk(chunk: int) -> None:
+    """A ValueError unless rows can be taken `chunk` at a time."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, found {chunk}")
 
 
 class _SeedWalk:

@@ -111,10 +111,11 @@ class Stage2(nn.Module):
     def forward(
         self, summaries: Tensor, candidates: Candidates, rows: Tensor, kv_index: Tensor, recent: Events | None
     ) -> Tensor:
-        """`[m, width]` for candidate rows `[m, dim]` on summaries `[n, seeds, dim]`."""
+        """`[m, width]` for candidate rows `[m, dim]` on summaries `[n, seeds, dim]` of any floating dtype: a store may
+        hold them in half precision."""
         if tuple(summaries.shape[1:]) != self.shape:
             raise ValueError(f"summaries must be [n, {self.shape[0]}, {self.shape[1]}], found {list(summaries.shape)}")
-        attended = self.target(rows, candidates, self.target.memory(summaries), kv_index)
+        attended = self.target(rows, candidates, self.target.memory(summaries.to(rows.dtype)), kv_index)
         if self.recent is None:
             return attended
         if recent is None:

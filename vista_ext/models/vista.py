@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vista_ext._heap import released
 from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.decoder import Reconstruction
 from vista_ext.models.embedding import EventEmbedding, ItemEmbedding
 from vista_ext.models.encoders import Encoded, Encoder, Events
 from vista_ext.models.ranker import Head, Ranker
-from vista_ext.models.summarizer import Summarizer
+from vista_ext.models.summarizer import Summarizer, require_chunk
 from vista_ext.models.target import Stage2
 
 
@@ -36,10 +37,11 @@ class VistaEncoder(Encoder):
         self.width = self.stage2.width
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
+        """What candidates `[m, dim]` take from the summaries of events `[total, dim]`: `[m, width]`, and losses."""
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
         losses = {}
         if self.reconstruction is not None and self.training:
-            loss = self.reconstruction(summaries, events.rows, events.seq_offsets)
+            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.whole)
             losses["reconstruction"] = self.config.reconstruction_weight * loss
         return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses)
 
@@ -59,25 +61,32 @@ class Vista(Ranker):
         super().__init__(schema, config, VistaEncoder(config), item_features)
 
     @torch.no_grad()
-    def summarize(self, histories: Histories, *, chunk: int = 65536, deterministic: bool = False) -> Tensor:
-        """Stage 1 without gradients: `[users, seeds, dim]`, in the dtype of the parameters.
+    def summarize(self, histories: Histories, *, chunk: int = 8192, deterministic: bool = False) -> Tensor:
+        """Stage 1 without gradients and without dropout, whatever mode the model is in: `[users, seeds, dim]`, in the
+        dtype of the parameters.
 
         Args:
             histories: of any length; 10 million events of a user are fine.
             chunk: events at work at a time. Memory is one row of `dim` values an event, plus a chunk's worth.
             deterministic: the same bits for a user whatever the number of threads and whoever else is in the batch.
                 Takes one user at a time on one thread, since matrix products round by their shape.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
-        if not deterministic:
-            return self._summarize(histories, chunk)
-        with _one_thread():
-            parts = [self._summarize(histories.rows(i, i + 1), chunk) for i in range(len(histories))]
-        return torch.cat(parts) if parts else self._summarize(histories, chunk)
+        require_chunk(chunk)
+        histories.check()
+        with _evaluating(self):
+            if not deterministic:
+                return self._summarize(histories, chunk)
+            with _one_thread():
+                parts = [self._summarize(histories.rows(i, i + 1), chunk) for i in range(len(histories))]
+            return torch.cat(parts) if parts else self._summarize(histories, chunk)
 
     def _summarize(self, histories: Histories, chunk: int) -> Tensor:
         total = int(histories.seq_offsets[-1])
         events = self.encoder.summarizer.seeds.new_empty((total, self.config.dim))
-        for begin in range(0, total, chunk):
+        for begin in released(range(0, total, chunk)):
             part = _events(histories, begin, min(begin + chunk, total))
             events[begin : begin + chunk] = self.embed(part).rows
         return self.encoder.summarizer.stream_(events, histories.seq_offsets, chunk)
@@ -92,9 +101,14 @@ class Vista(Ranker):
             candidates: of the requests.
             kv_index: int64 `[requests]`, the summary that each request reads.
             recent: histories of the n users, of which the last `recent_events` are read; only for that option.
+
+        Raises:
+            ValueError, IndexError: naming the argument, what was expected and what was found.
         """
+        candidates.check(kv_index, summaries.shape[0])
         rows = self.dropout(self.items(candidates.items))
-        events = None if recent is None else self.embed(recent)
+        newest = _newest(recent, self.config.recent_events, summaries.shape[0])
+        events = None if newest is None else self.embed(newest)
         encoded = self.encoder.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
 
@@ -121,10 +135,12 @@ class SummaryRanker(nn.Module):
         self, summaries: Tensor, candidates: Candidates, kv_index: Tensor, *, recent: Histories | None = None
     ) -> Tensor:
         """Logits `[m, tasks]`; arguments as in `Vista.score`."""
+        candidates.check(kv_index, summaries.shape[0])
         rows = self.dropout(self.items(candidates.items))
-        events = None
-        if recent is not None and self.events is not None:
-            events = Events(self.events(self.items(recent.items), recent), recent.seq_offsets, recent.max_seq_len)
+        newest, events = _newest(recent, self.config.recent_events, summaries.shape[0]), None
+        if newest is not None and self.events is not None:
+            whole = self.events(self.items(newest.items), newest)
+            events = Events(self.dropout(whole), newest.seq_offsets, newest.max_seq_len, whole)
         encoded = self.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
 
@@ -140,11 +156,35 @@ class SummaryRanker(nn.Module):
         return ranker
 
 
+def _newest(recent: Histories | None, most: int, users: int) -> Histories | None:
+    """What stage 2 reads of `recent`, cut before it is embedded: the cost must not depend on what lies further back."""
+    if recent is None or not most:
+        return None
+    if torch.compiler.is_compiling():
+        return recent  # the cut reads offsets on the host; stage 2 cuts by itself
+    recent.check()
+    if len(recent) != users:
+        raise ValueError(f"recent must be histories of the {users} users of summaries, found {len(recent)}")
+    return recent if recent.max_seq_len <= most else recent.suffix(most)
+
+
 def _events(histories: Histories, begin: int, end: int) -> Histories:
     """The packed events `begin` to `end`, with all users."""
     offsets = histories.seq_offsets.clamp(begin, end) - begin
     items, actions, times = (x[begin:end] for x in (histories.items, histories.actions, histories.timestamps))
     return Histories(offsets, histories.max_seq_len, items, actions, times, histories.now)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module then gets its own mode back, since a part may be frozen in a model that trains."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -20,4 +20,5 @@ class SGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, y: Tensor) -> Tensor:
+        """Rows `[..., dim]` to rows of the same shape."""
         return self.down(self.up(y) * self.gate(y))

@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def register_fake(name: str) -> Callable[[Kernel], Kernel]:
+    """`torch.library.register_fake` for a kernel that gets tensors of one device only.
+
+    One tensor on "meta" is enough for an op to come here instead of to the kernel of the others' device; the memory
+    made here would be returned as if it held a result.
+
+    Args:
+        name: qualified name of the op, with the overload if it has one, e.g. "vista::cache_gather.out".
+    """
+    op, _, overload = name.removeprefix("vista::").partition(".")
+    schema = getattr(getattr(torch.ops.vista, op), overload or "default")._schema
+    names = [argument.name for argument in schema.arguments]
+
+    def register(kernel: Kernel) -> Kernel:
+        @wraps(kernel)
+        def checked(*args: Any, **options: Any) -> Any:
+            given = [*zip(names, args, strict=False), *options.items()]
+            (first, like), *others = [(key, value) for key, value in given if isinstance(value, Tensor)]
+            for key, value in others:
+                if value.device != like.device:
+                    raise RuntimeError(
+                        f"vista::{op}: {key} must be on {like.device} as {first} is, found it on {value.device}"
+                    )
+            return kernel(*args, **options)
+
+        torch.library.register_fake(name, checked)
+        return kernel
+
+    return register
 
 
 def forbid_double_backward(name: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vista_ext import _C
+from vista_ext.ops._autograd import register_fake
 
 IndexPolicy = Literal["raise", "zero"]
 Scheme = Literal["int8", "int4", "fp8_e4m3"]
@@ -104,7 +105,7 @@ def cache_scatter_(cache: Tensor, slots: Tensor, rows: Tensor, *, policy: IndexP
     return torch.ops.vista.cache_scatter_(cache, slots, rows, policy=policy)
 
 
-@torch.library.register_fake("vista::cache_scatter_")
+@register_fake("vista::cache_scatter_")
 def _(cache: Tensor, slots: Tensor, rows: Tensor, *, policy: str = "raise") -> Tensor:
     return slots.new_empty((), dtype=torch.int64)
 
@@ -114,24 +115,24 @@ def _refuse_gradient(x: Tensor) -> None:
         raise RuntimeError("vista::quantize_rows: x must not require a gradient (rounding has none): detach it")
 
 
-@torch.library.register_fake("vista::quantize_rows")
+@register_fake("vista::quantize_rows")
 def _(x: Tensor, *, scheme: str = "int8", group: int | None = None) -> Tensor:
     row_bytes = _C.row_layout(scheme, int(x.shape[1]), int(x.shape[2]), group or 0)["row_bytes"]
     return x.new_empty((x.shape[0], row_bytes), dtype=torch.uint8)
 
 
-@torch.library.register_fake("vista::dequantize_rows")
+@register_fake("vista::dequantize_rows")
 def _(rows: Tensor, tokens: int, dim: int, *, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
     return rows.new_empty((rows.shape[0], tokens, dim), dtype=dtype)
 
 
-@torch.library.register_fake("vista::cache_gather")
+@register_fake("vista::cache_gather")
 def _(
     cache: Tensor, slots: Tensor, tokens: int, dim: int, *, dtype: torch.dtype = torch.float32, **_: Any
 ) -> tuple[Tensor, Tensor]:
     return cache.new_empty((slots.shape[0], tokens, dim), dtype=dtype), cache.new_empty((), dtype=torch.int64)
 
 
-@torch.library.register_fake("vista::cache_gather.out")
+@register_fake("vista::cache_gather.out")
 def _(cache: Tensor, slots: Tensor, tokens: int, dim: int, **_: Any) -> Tensor:
     return cache.new_empty((), dtype=torch.int64)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import forbid_double_backward
+from vista_ext.ops._autograd import forbid_double_backward, register_fake
 
 
 def jagged_cross_attn(
@@ -49,7 +49,8 @@ def jagged_cross_attn(
 
     Returns:
         `[total_q, q_heads, e]` in the inputs' dtype; with `return_lse` a pair with float32 `[total_q, q_heads]`
-        (natural logarithm). A row that sees nothing gets 0 and minus infinity.
+        (natural logarithm). A row that sees nothing gets 0 and minus infinity. NaN stays NaN, in whatever depends on it
+        and nowhere else: in a key or value, the rows that read it; in a query or a row's own item, that row.
 
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
@@ -60,13 +61,13 @@ def jagged_cross_attn(
     return (out, lse) if return_lse else out
 
 
-@torch.library.register_fake("vista::jagged_cross_attn")
+@register_fake("vista::jagged_cross_attn")
 def _(q: Tensor, k: Tensor, v: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
     total, heads, _d = q.shape
     return q.new_empty((total, heads, v.shape[2])), q.new_empty((total, heads), dtype=torch.float32)
 
 
-@torch.library.register_fake("vista::jagged_cross_attn_backward")
+@register_fake("vista::jagged_cross_attn_backward")
 def _(
     grad_out: Tensor,
     grad_lse: Tensor | None,

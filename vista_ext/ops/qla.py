@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import forbid_double_backward
+from vista_ext.ops._autograd import forbid_double_backward, register_fake
 
 Activation = Literal["silu", "shifted_elu", "relu", "identity"]
 
@@ -70,7 +70,8 @@ def qla(
 
     Returns:
         `[total, heads, e]` in the inputs' dtype; with `return_state` a pair with the float32 state
-        `[batch, heads, d, e]` (unscaled; differentiable).
+        `[batch, heads, d, e]` (unscaled; differentiable). NaN stays NaN, in whatever depends on it and nowhere else:
+        in a source's key or value, the head's rows of that sequence; in a query or a target, that row.
 
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
@@ -167,7 +168,7 @@ def _state_like(rows: Tensor, seq_offsets: Tensor, d: Any, e: Any) -> Tensor:
     return rows.new_empty((seq_offsets.shape[0] - 1, rows.shape[1], d, e), dtype=torch.float32)
 
 
-@torch.library.register_fake("vista::qla")
+@register_fake("vista::qla")
 def _(
     q: Tensor, k: Tensor, v: Tensor, seq_offsets: Tensor, max_seq_len: int, *args: Any, **_: Any
 ) -> tuple[Tensor, Tensor]:
@@ -176,7 +177,7 @@ def _(
     )
 
 
-@torch.library.register_fake("vista::qla_backward")
+@register_fake("vista::qla_backward")
 def _(
     grad_out: Tensor, grad_state: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *args: Any, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,23 +185,23 @@ def _(
     return q, k, v
 
 
-@torch.library.register_fake("vista::qla_state")
+@register_fake("vista::qla_state")
 def _(k: Tensor, v: Tensor, seq_offsets: Tensor, max_seq_len: int, *args: Any, **_: Any) -> Tensor:
     return _state_like(k, seq_offsets, k.shape[2], v.shape[2])
 
 
-@torch.library.register_fake("vista::qla_state_backward")
+@register_fake("vista::qla_state_backward")
 def _(grad_state: Tensor, k: Tensor, v: Tensor, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
     k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     return k, v
 
 
-@torch.library.register_fake("vista::qla_apply")
+@register_fake("vista::qla_apply")
 def _(q: Tensor, state: Tensor, *args: Any, **_: Any) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[1], state.shape[3]))
 
 
-@torch.library.register_fake("vista::qla_apply_backward")
+@register_fake("vista::qla_apply_backward")
 def _(
     grad_out: Tensor,
     q: Tensor,

@@ -52,7 +52,9 @@ def measure(
             rows = ops.quantize_rows(model.summarize(history), scheme=scheme)
             store.insert(torch.tensor([user]), rows, history.now)
             one, lookup = torch.tensor([user]), from_store(store)
-            read = history if model.config.recent_events else None
+            # Serving keeps just as many raw events of a user as the model attends to.
+            most = model.config.recent_events
+            read = history.suffix(most) if most else None
 
             direct = partial(_direct, model, history, asked)
             stored = partial(score, model, lookup, one, asked, read)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from vista_ext.data.batch import Candidates
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista
 from vista_ext.nn import QlaBlock, TargetBlock
+from vista_ext.progress import track
 from vista_ext.reference.qla import ACTIVATIONS
 from vista_ext.report.latency import Latency
 from vista_ext.train.records import read_records
@@ -25,14 +28,31 @@ def draw_all(
     """Draw every picture that the run has data for; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()
-    files = [
-        _reconstruction(folder, run),
-        _latency(folder, latencies),
-        _summaries(folder, model, dataset, seed),
-        _similarity(folder, model, dataset, seed),
-        _attention(folder, model, dataset, seed),
+    pictures: list[Callable[[], Path | None]] = [
+        partial(_reconstruction, folder, run),
+        partial(_latency, folder, latencies),
+        *(partial(draw, folder, model, dataset, seed) for draw in (_summaries, _similarity, _attention)),
     ]
+    files = [draw() for draw in track(pictures, "drawing", len(pictures), unit="pictures")]
     return [file for file in files if file is not None]
+
+
+def draw_seed_counts(
+    path: Path, by_count: Mapping[int, Sequence[float]], others: Mapping[str, Sequence[float]]
+) -> None:
+    """AUC over the number of summary rows: the AUCs of the runs with each number, and of models without summaries."""
+    figure, axes = _axes()
+    axis, counts = axes[0, 0], sorted(by_count)
+    axis.plot(counts, [statistics.mean(by_count[count]) for count in counts], "o-", label="vista, mean of its runs")
+    runs = [(count, auc) for count in counts for auc in by_count[count]]
+    axis.plot(*zip(*runs, strict=True), "_", color="gray", label="vista, each run")
+    for number, (name, aucs) in enumerate(others.items(), 1):
+        axis.axhline(statistics.mean(aucs), color=f"C{number}", linestyle="--", label=name)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(counts, labels=counts)
+    axis.set(xlabel="summary rows", ylabel="AUC", title="Quality over the number of summary rows")
+    axis.legend()
+    _save(figure, path)
 
 
 def _axes(columns: int = 1) -> tuple[Any, Any]:

@@ -50,6 +50,19 @@ def summarize_users(
     Yields:
         users `[b]`, summaries `[b, seeds, dim]`, and the int64 times `[b]` that they stand for (seconds).
     """
+    batches = _summarize_users(model, dataset, users, before, max_history, skip_last, users_per_batch)
+    return track(batches, "summarizing", len(users), unit="users", size=lambda b: len(b[0]))
+
+
+def _summarize_users(
+    model: Vista,
+    dataset: EventDataset,
+    users: Tensor,
+    before: Tensor | None,
+    max_history: int,
+    skip_last: int,
+    users_per_batch: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     begin = 0
     most = max_history or 2**62
     while begin < len(users):
@@ -79,7 +92,7 @@ def refresh(
     """Summarize all users into a store. Killed and begun again it repeats work but loses and doubles nothing.
 
     Returns:
-        How many rows were written; a row at least as new that was there already stays.
+        How many rows were written; a newer row that was there already stays.
     """
     written = 0
     everybody = torch.arange(dataset.num_users)
@@ -87,9 +100,7 @@ def refresh(
     batches = summarize_users(
         model, dataset, everybody, before=before, max_history=max_history, users_per_batch=users_per_batch
     )
-    for users, summaries, times in track(
-        batches, "summarizing", dataset.num_users, unit="users", size=lambda b: len(b[0])
-    ):
+    for users, summaries, times in batches:
         rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
         written += store.insert(users, rows, times)
     return written

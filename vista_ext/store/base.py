@@ -96,10 +96,12 @@ class StoreSpec:
         return int(self.layout["row_bytes"])
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StoreSpec:
+        """The inverse of `to_dict`; other keys than a spec's are a ValueError."""
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             raise ValueError(f"spec: expected the keys {sorted(known)}, found {sorted(values)}")

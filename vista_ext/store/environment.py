@@ -93,15 +93,18 @@ class Environment:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._env is None
 
     def close(self) -> None:
+        """Give the environment back; closing twice is fine."""
         with self._lock:
             env, self._env = self._env, None
             if env is not None:
                 env.close()
 
     def read_spec(self) -> StoreSpec:
+        """The spec it was published with; StoreError if that cannot be read."""
         with self.read(self._meta) as txn:
             data = txn.get(_SPEC_KEY)
             text = None if data is None else bytes(data)
@@ -115,9 +118,11 @@ class Environment:
             raise StoreError(f"store {self.path}: its spec cannot be read: {error}") from error
 
     def write_spec(self, spec: StoreSpec) -> None:
+        """Replace the spec, durably."""
         self.write(lambda txn: txn.put(_SPEC_KEY, _dump(spec), db=self._meta))
 
     def entries(self) -> int:
+        """Number of records."""
         with self.read() as txn:
             return int(txn.stat(self.records)["entries"])
 
@@ -146,6 +151,7 @@ class Environment:
                         self._env.set_mapsize(2 * self._env.info()["map_size"])
 
     def copy(self, folder: Path) -> None:
+        """Write a consistent copy into an empty folder."""
         with self._lock:
             with self.read():
                 pass  # adopts a map that another process has grown

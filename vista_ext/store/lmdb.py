@@ -98,6 +98,7 @@ class LmdbStore(SummaryStore):
     def find(
         self, user_ids: Tensor, *, on_miss: OnMiss = "raise", on_version_mismatch: OnVersionMismatch = "raise"
     ) -> Found:
+        """As in `SummaryStore`. A record's checksum and header are checked before its row is handed out."""
         check_choice("find", "on_miss", on_miss, ("raise", "flag"))
         check_choice("find", "on_version_mismatch", on_version_mismatch, ("raise", "miss", "accept"))
         users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
@@ -136,12 +137,15 @@ class LmdbStore(SummaryStore):
         return Found(rows, torch.from_numpy(hits), torch.from_numpy(times), torch.from_numpy(versions))
 
     def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
+        """As in `SummaryStore`; written in the order of the keys."""
         return self._check_and_write("insert", user_ids, rows, event_times, newest_wins, only_present=False)
 
     def update(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
+        """As in `SummaryStore`; written in the order of the keys."""
         return self._check_and_write("update", user_ids, rows, event_times, newest_wins, only_present=True)
 
     def erase(self, user_ids: Tensor) -> int:
+        """As in `SummaryStore`."""
         users = np.unique(check_tensor("erase", "user_ids", user_ids, torch.int64, (None,)))
         prefixes = [key[:8] for key in record.keys(users, self._own_version(len(users)))]
         erased = 0
@@ -165,7 +169,10 @@ class LmdbStore(SummaryStore):
         self._environment.write_spec(self.spec)
 
     def save_snapshot(self, path: Path | str) -> None:
-        """As in `SummaryStore`; the copy is a store. The writer's free pages are copied too."""
+        """As in `SummaryStore`; the copy is a store, outside this one. The writer's free pages are copied too."""
+        inside, own = Path(path).resolve(), self._environment.path.resolve()
+        if inside.is_relative_to(own):
+            raise StoreError(f"save_snapshot: path must lie outside the store's own folder {own}, found {path}")
         with new_folder(Path(path), "snapshot") as folder:
             self._environment.copy(folder)
 
@@ -200,6 +207,7 @@ class LmdbStore(SummaryStore):
         return self._environment.entries()
 
     def close(self) -> None:
+        """Give the environment back; closing twice is fine."""
         self._environment.close()
 
     def _own_version(self, n: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class Records:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Close the files; what was written is in them already."""
         self._file.close()
         self._board.close()
 

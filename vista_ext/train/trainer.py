@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vista_ext.config import RunConfig
+from vista_ext.config import RunConfig, save_config
 from vista_ext.data.batch import Batch
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Ranker, build_model
@@ -43,10 +43,10 @@ def train(config: RunConfig, dataset: EventDataset, *, device: torch.device | st
 
     Returns:
         The model of the epoch with the best AUC of the main task on "valid" (of the last epoch without that split);
-        also in the run's folder as checkpoint "best".
+        also in the run's folder as checkpoint "best", beside the configuration.
 
     Raises:
-        CheckpointError: if the folder holds a checkpoint that is damaged or of another configuration.
+        CheckpointError: if the folder holds a checkpoint that is damaged, or of another configuration or more epochs.
         ValueError: if there is nothing to train on.
         FloatingPointError: if the loss is not finite.
     """
@@ -60,6 +60,7 @@ def train(config: RunConfig, dataset: EventDataset, *, device: torch.device | st
     model = build_model(config.model.name, dataset.schema, config.vista(), dataset.item_features).to(device)
     optimizer = make_optimizer(config, model)
     position = _resume(config, checkpoints, model, optimizer)
+    save_config(config)  # not before: the file of a run that cannot go on like this stays as it is
     with Records(folder, position.step) as records:
         while position.epoch < config.train.epochs and not _is_done(config, position):
             _train_epoch(config, dataset, model, optimizer, position, records, checkpoints)
@@ -153,7 +154,8 @@ def _judge(
     """Measure an epoch, and keep it if it is the best so far."""
     auc = float("nan")
     if dataset.split_size("valid"):
-        found = quality(predict(model, dataset, "valid", config.data))
+        # In batches of the training's size: no more memory than it, and caches hold the temporaries of small ones.
+        found = quality(predict(model, dataset, "valid", config.data, config.train.requests_per_batch))
         auc = found.auc
         records.write(position.step, **{f"valid/{name}": value for name, value in asdict(found).items()})
         log.info("epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc)
@@ -172,7 +174,7 @@ def _save(
     config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torch.optim.Optimizer, position: Position
 ) -> None:
     path = checkpoints / f"step-{position.step:09d}"
-    save_checkpoint(path, model, optimizer, {"position": asdict(position), "run": _what_matters(config)})
+    save_checkpoint(path, model, optimizer, {"position": asdict(position), "run": what_matters(config)})
     for older in _steps(checkpoints)[:-2]:
         shutil.rmtree(older)
 
@@ -182,21 +184,26 @@ def _resume(config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torc
     if not steps:
         return Position()
     checkpoint = open_checkpoint(steps[-1])
-    begun = checkpoint.manifest.get("run")
-    if begun != _what_matters(config):
-        differing = [k for k, v in _what_matters(config).items() if not isinstance(begun, dict) or begun.get(k) != v]
+    begun, wanted = checkpoint.manifest.get("run"), what_matters(config)
+    if begun != wanted:
+        differing = [k for k, v in wanted.items() if not isinstance(begun, dict) or begun.get(k) != v]
         raise CheckpointError(
             f"{checkpoint.path}: expected a run with this configuration, found another {', '.join(differing)}: "
             "choose another folder or remove this one"
         )
+    position = Position(**checkpoint.manifest["position"])
+    if position.epoch > config.train.epochs:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected a run of at most train.epochs = {config.train.epochs} epochs, found one of "
+            f"{position.epoch}: choose another folder or remove this one"
+        )
     model.load_state_dict(checkpoint.tensors("model"))
     restore_optimizer(optimizer, checkpoint)
-    position = Position(**checkpoint.manifest["position"])
     log.info("going on at epoch %d, step %d", position.epoch, position.step)
     return position
 
 
-def _what_matters(config: RunConfig) -> dict[str, Any]:
+def what_matters(config: RunConfig) -> dict[str, Any]:
     """What must not change between a run and its continuation; more epochs and another pace of records may."""
     train = {k: v for k, v in asdict(config.train).items() if k not in ("epochs", "checkpoint_steps", "log_steps")}
     model = {"name": config.model.name, **config.vista().to_dict()}

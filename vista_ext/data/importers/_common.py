@@ -20,11 +20,13 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
 
 
 def check_not_empty(file: Path, rows: Array) -> None:
+    """Raise DataError if a file had no rows."""
     if not len(rows):
         raise DataError(file, None, "at least one row", "none")
 
 
 def concat(tables: list[Table]) -> Table:
+    """The rows of tables with the same columns, one table after the other."""
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
@@ -99,6 +101,7 @@ def latest(times: Array, fraction: float) -> Array:
 
 
 def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless `value` lies in `[0, 1)`."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, found {value}")
 

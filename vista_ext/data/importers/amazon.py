@@ -6,7 +6,7 @@ import ast
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vista_ext.data.importers._common import (
     strictly_increasing,
 )
 from vista_ext.data.tables import Array, DataError, Kind, check_range, read_json_lines
+from vista_ext.progress import track
 
 REVIEWS: dict[str, Kind] = {"reviewerID": "string", "asin": "string", "unixReviewTime": "int"}
 
@@ -35,7 +36,6 @@ def import_amazon(
     name: str = "*",
     valid: bool = True,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
 ) -> None:
     """Write Amazon reviews as an event data set with the task `bought`.
 
@@ -51,7 +51,6 @@ def import_amazon(
         name: the part of the file names that tells several sets in one folder apart.
         valid: make a valid split; without it those reviews are train.
         seed: of the negatives.
-        progress: called with what is being read, now and then.
 
     Raises:
         DataError: a file or field is missing or damaged, or a user reviewed every item.
@@ -65,7 +64,7 @@ def import_amazon(
     user, users = dense(reviews["reviewerID"])
     item, asins = dense(reviews["asin"])
     time = strictly_increasing(user, reviews["unixReviewTime"])
-    asin, category = _categories(meta_file, set(asins.tolist()), progress)
+    asin, category = _categories(meta_file, set(asins.tolist()))
     categories, count = feature_codes(asin, category, asins, unknown=category == "")
 
     place, reviewed = positions(user, time)
@@ -113,12 +112,10 @@ def _unseen(file: Path, user: Array, item: Array, items: int, rows: Array, rng: 
     return drawn
 
 
-def _categories(file: Path, wanted: set[str], progress: Callable[[str], None] | None) -> tuple[Array, Array]:
+def _categories(file: Path, wanted: set[str]) -> tuple[Array, Array]:
     """Item and category of the lines about wanted items; a line without categories has the category ""."""
     found: list[tuple[str, str]] = []
-    for number, line in enumerate(_lines(file), 1):
-        if progress and number % 10_000 == 0:
-            progress(f"{file.name}: {number} lines")
+    for number, line in enumerate(track(_lines(file), f"reading {file.name}", None, unit="lines"), 1):
         entry = _object(file, number, line)
         if entry.get("asin") in wanted:
             found.append((entry["asin"], _category(file, number, entry.get("categories", []))))

@@ -1,0 +1,54 @@
+"""Tensors of an op on different devices: an error, never memory that nobody wrote."""
+
+import pytest
+import torch
+
+import vista_ext  # noqa: F401  (registers the ops)
+
+OFFSETS = torch.tensor([0, 2, 5])
+ROWS = torch.ones(5, 2, 16)
+STATE = torch.ones(2, 2, 16, 16)
+SCALE, TARGETS, LSE = torch.ones(2), torch.tensor([1, 1]), torch.ones(5, 2)
+BYTES, SLOTS = torch.zeros(4, 128, dtype=torch.uint8), torch.tensor([0, 1])
+
+INPUTS = {
+    "qla": (ROWS, ROWS, ROWS, OFFSETS, 3, TARGETS, SCALE),
+    "qla_backward": (ROWS, STATE, ROWS, ROWS, ROWS, STATE, OFFSETS, 3, TARGETS, SCALE),
+    "qla_state": (ROWS, ROWS, OFFSETS, 3, TARGETS),
+    "qla_state_backward": (STATE, ROWS, ROWS, OFFSETS, 3, TARGETS),
+    "qla_apply": (ROWS, STATE, SCALE, OFFSETS, 3, ROWS, ROWS, TARGETS),
+    "qla_apply_backward": (ROWS, ROWS, STATE, SCALE, OFFSETS, 3, ROWS, ROWS, TARGETS),
+    "jagged_cross_attn": (ROWS, ROWS, ROWS, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
+    "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
+    "cache_gather": (BYTES, SLOTS, 2, 16),
+    "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
+}
+CASES = [(op, i) for op, inputs in INPUTS.items() for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.parametrize(("op", "index"), CASES)
+def test_one_input_on_another_device(op, index):
+    call = getattr(torch.ops.vista, op)
+    inputs = list(INPUTS[op])
+    call(*inputs)
+    inputs[index] = inputs[index].to("meta")
+    arguments = call.default._schema.arguments
+    named = arguments[index or 1].name  # the others are compared with the first
+    with pytest.raises(
+        RuntimeError, match=rf"vista::{op}: {named} must be on \w+ as {arguments[0].name} is, found it on"
+    ):
+        call(*inputs)
+
+
+def test_a_result_to_write_on_another_device():
+    out = torch.empty(2, 2, 16, device="meta")
+    with pytest.raises(RuntimeError, match="vista::cache_gather: out must be on cpu as cache is, found it on meta"):
+        torch.ops.vista.cache_gather.out(BYTES, SLOTS, 2, 16, out=out)
+
+
+def test_every_op_of_several_tensors_is_tried():
+    several = set()
+    for schema in torch._C._jit_get_all_schemas():
+        if schema.name.startswith("vista::") and sum("Tensor" in str(a.type) for a in schema.arguments) > 1:
+            several.add(schema.name.removeprefix("vista::"))
+    assert several == set(INPUTS)
