@@ -97,7 +97,7 @@ def expected(case: Case, dtype: torch.dtype | None = None, grad_state: bool = Tr
     loss = (out * case.tensors["grad_out"].to(out.dtype)).sum()
     if grad_state:
         loss = loss + (state * case.tensors["grad_state"].to(state.dtype)).sum()
-    grads = torch.autograd.grad(loss, (q, k, v, state))
+    grads = torch.autograd.grad(loss, (q, k, v, state), materialize_grads=True)
     names = ("grad_q", "grad_k", "grad_v", "grad_state_out")
     return {"out": out, "state_out": state, **dict(zip(names, grads, strict=True))}
 
