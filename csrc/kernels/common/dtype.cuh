@@ -105,4 +105,18 @@ __device__ inline void store_vector(T* to, uint4 bits) {
   *reinterpret_cast<uint4*>(to) = bits;
 }
 
+template <class T>
+__device__ inline void store_four(T* to, const float (&x)[4]) {
+  if constexpr (sizeof(T) == 4)
+    store_vector(to, pack_vector<T>(x));
+  else
+    *reinterpret_cast<uint2*>(to) = {pack2(x[0], x[1], T{}), pack2(x[2], x[3], T{})};
+}
+
+// Results in global memory. An intrinsic, because nvcc now and then splits the plain assignment of a vector.
+template <class T>
+__device__ inline void write_vector(T* to, uint4 bits) {
+  __stcg(reinterpret_cast<uint4*>(to), bits);
+}
+
 }  // namespace vista::cuda

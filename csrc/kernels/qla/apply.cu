@@ -25,7 +25,7 @@ struct ApplyShape {
   static constexpr int kPitch = padded<T>(kSlab), kMatrixPitch = padded<T>(kSlice);
   static constexpr int kTile = 16 * kPitch;
   static constexpr int kSharedBytes = (D * kMatrixPitch + kWarps * kStages * kTile) * kSize + kWarps * 16 * 4;
-  static constexpr int kBlocks = D * kSize <= 128 ? 4 : 3;
+  static constexpr int kBlocks = D * kSize <= 128 ? 4 : (D * kSize == 256 ? 3 : 2);
 };
 
 template <class Math, int D>

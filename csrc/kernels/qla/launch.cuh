@@ -16,9 +16,18 @@ struct Dim {
 template <class Math, int D>
 constexpr bool kFusedBackward = D * sizeof(typename Math::T) <= 256;
 
+inline void check_alignment(const QlaParams& p) {
+  const void* pointers[] = {p.q,   p.k,      p.v,      p.grad_out, p.state,     p.grad_state,
+                            p.out, p.grad_q, p.grad_k, p.grad_v,   p.state_out, p.grad_state_out};
+  for (const void* pointer : pointers)
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0)
+      throw std::invalid_argument("qla kernels take rows and states at multiples of 16 bytes");
+}
+
 // Calls f(Math{}, Dim<D>{}) with the smallest D >= d, e: columns beyond d and e are zeros in shared memory.
 template <class F>
 int dispatch(const QlaParams& p, F f) {
+  check_alignment(p);
   const int64_t widest = p.d > p.e ? p.d : p.e, narrowest = p.d < p.e ? p.d : p.e;
   if (narrowest < 16 || widest > 256 || p.d % 8 != 0 || p.e % 8 != 0)
     throw std::invalid_argument(

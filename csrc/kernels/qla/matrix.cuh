@@ -15,22 +15,15 @@ __device__ inline void load_matrix(T* shared, const QlaParams& p, const Work& w,
   const Activation kind = gradient ? Activation::kIdentity : p.state_activation;
   const float* from =
       (gradient ? p.grad_state : p.state) + (static_cast<int64_t>(w.sequence) * p.heads + w.head) * p.d * p.e;
-  constexpr int kVectors = kColumns / kPerVector<T>;
-  for (int i = threadIdx.x; i < kRows * kVectors; i += blockDim.x) {
-    const int row = i / kVectors, column = i % kVectors * kPerVector<T>;
-    uint4 bits = {0, 0, 0, 0};
+  for (int i = threadIdx.x; i < kRows * kColumns / 4; i += blockDim.x) {
+    const int row = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
+    float x[4] = {0.f, 0.f, 0.f, 0.f};
     if (first_row + row < p.d && first_column + column < p.e) {
-      const float* at = from + (first_row + row) * p.e + first_column + column;
-      float x[kPerVector<T>];
-#pragma unroll
-      for (int j = 0; j < kPerVector<T>; j += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(at + j);
-        x[j] = scale * four.x, x[j + 1] = scale * four.y, x[j + 2] = scale * four.z, x[j + 3] = scale * four.w;
-      }
+      const float4 four = *reinterpret_cast<const float4*>(from + (first_row + row) * p.e + first_column + column);
+      x[0] = scale * four.x, x[1] = scale * four.y, x[2] = scale * four.z, x[3] = scale * four.w;
       with_activation(kind, [&](auto phi) { phi.template apply<float>(x); });
-      bits = pack_vector<T>(x);
     }
-    store_vector(shared + row * kPitch + column, bits);
+    store_four(shared + row * kPitch + column, x);
   }
 }
 
@@ -59,7 +52,8 @@ __device__ inline void store_sum(const QlaParams& p, const Work& w, const Accumu
 #pragma unroll
       for (int j = 0; j < N / 8; ++j)
         if (row + 8 * half < p.d && column + 8 * j < p.e)
-          store_pair(sums + at + 8 * j, finish(at + 8 * j, acc[j][2 * half], acc[j][2 * half + 1]));
+          __stcg(reinterpret_cast<float2*>(sums + at + 8 * j),
+                 finish(at + 8 * j, acc[j][2 * half], acc[j][2 * half + 1]));
     }
   };
   if (!gradient || !only_chunk) return store([](int64_t, float even, float odd) { return float2{even, odd}; });

@@ -118,7 +118,7 @@ __device__ inline void own_term_backward(const QlaParams& p, const Work& w, cons
         for (int j = 0; j < kPerVector<T>; ++j)
           key[j] = phi.template slope<T>(key[j]) * (pulls[r] * phi.template value<T>(query[j]));
       });
-      store_vector(grad_k + first_column + i, pack_vector<T>(key));
+      write_vector(grad_k + first_column + i, pack_vector<T>(key));
     }
   });
   if (!write_values) return;
@@ -131,7 +131,7 @@ __device__ inline void own_term_backward(const QlaParams& p, const Work& w, cons
       unpack_vector<T>(load_vector(grad_row + i), value);
 #pragma unroll
       for (int j = 0; j < kPerVector<T>; ++j) value[j] *= factors[r];
-      store_vector(grad_v + i, pack_vector<T>(value));
+      write_vector(grad_v + i, pack_vector<T>(value));
     }
   });
 }

@@ -15,7 +15,7 @@ constexpr int kPlanThreads = 1024;
 
 // What precedes a sequence: its first item, and its first slot among the partial sums, of which only sequences of more
 // than one chunk have any. A sequence without rows has an item all the same: somebody must write its state.
-struct Start {
+struct alignas(8) Start {
   int32_t item, slot;
 };
 

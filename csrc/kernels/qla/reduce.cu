@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kGroups * 32, 8) qla_reduce(const QlaParams p,
         if (p.grad_state != nullptr) add(sum, *reinterpret_cast<const float4*>(p.grad_state + at));
       }
       float* to = (gradient ? p.grad_state_out : p.state_out) + at;
-      *reinterpret_cast<float4*>(to) = {sum[0], sum[1], sum[2], sum[3]};
+      __stcg(reinterpret_cast<float4*>(to), float4{sum[0], sum[1], sum[2], sum[3]});
     }
     __syncthreads();
   }

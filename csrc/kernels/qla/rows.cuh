@@ -28,7 +28,11 @@ struct Share {
   static_assert(kThreads % kVectors == 0 && (kRows % kStep == 0 || kRows < kStep));
 
   int row, column;
-  __device__ explicit Share(int thread) : row(thread / kVectors), column(thread % kVectors * kPerVector<T>) {}
+  __device__ explicit Share(int thread) : row(thread / kVectors), column(thread % kVectors * kPerVector<T>) {
+    // 8 threads access shared memory at once. Of 64-byte rows, padded to 80, they take two that are four rows apart:
+    // neighbours would share a bank.
+    if (kVectors == 4) row = row / 8 * 8 + row % 2 * 4 + row % 8 / 2;
+  }
 
   template <class F>
   __device__ void for_each(F f) const {
@@ -71,7 +75,7 @@ __device__ inline void store_rows(const T* shared, T* global, int64_t stride, in
   const Share<T, kRows, kColumns, kThreads> share(thread);
   T* to = global + share.row * stride + share.column;
   share.for_each([&](int row) {
-    if (row < rows && share.column < columns) store_vector(to, load_vector(shared + row * kPitch + share.column));
+    if (row < rows && share.column < columns) write_vector(to, load_vector(shared + row * kPitch + share.column));
     to += share.kStep * stride;
   });
 }
@@ -82,7 +86,7 @@ __device__ inline void zero_rows(void* rows, const QlaParams& p, const Work& w, 
                                  int64_t first, int64_t columns) {
   const int vectors = static_cast<int>(columns / kPerVector<T>);
   for (int64_t i = threadIdx.x; i < static_cast<int64_t>(end - begin) * vectors; i += blockDim.x)
-    store_vector(rows_at(static_cast<T*>(rows), p, w.begin + begin + i / vectors, w.head, width) + first +
+    write_vector(rows_at(static_cast<T*>(rows), p, w.begin + begin + i / vectors, w.head, width) + first +
                      i % vectors * kPerVector<T>,
                  uint4{0, 0, 0, 0});
 }
