@@ -19,10 +19,11 @@ FILES = ("plan", "reduce", "state", "apply", "pull", "apply_backward", "state_ba
 ENTRY = "python_tests/kernels/qla_entry.cpp"
 DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # vista::DType
 LAUNCHES = {name: i for i, name in enumerate(("plan", "state", "apply", "apply_backward", "state_backward"))}
-POINTERS = (
-    "seq_offsets num_targets attn_scale q k v grad_out state grad_state out grad_q grad_k grad_v state_out "
-    "grad_state_out workspace"
-).split()
+POINTERS = [
+    *("seq_offsets", "num_targets", "attn_scale"),
+    *("q", "k", "v", "grad_out", "state", "grad_state"),
+    *("out", "grad_q", "grad_k", "grad_v", "state_out", "grad_state_out", "workspace"),
+]
 
 
 @cache
@@ -172,7 +173,9 @@ class Call:
 
     def result(self, name: str) -> Tensor:
         values = self.arrays[name].numpy()
-        return torch.from_numpy(values) if values.dtype == np.float32 else torch.from_numpy(values).view(self.case.dtype)
+        return (
+            torch.from_numpy(values) if values.dtype == np.float32 else torch.from_numpy(values).view(self.case.dtype)
+        )
 
 
 def bits(x: Tensor) -> np.ndarray:
@@ -180,8 +183,8 @@ def bits(x: Tensor) -> np.ndarray:
     return x.numpy() if x.dtype == torch.float32 else x.view(torch.uint16).numpy()
 
 
-def forward(case: Case, library: EmulatedLibrary, seed: int = 0) -> Call:
-    call = Call(case, library, seed)
+def forward(case: Case, library: EmulatedLibrary, seed: int = 0, **overrides: int) -> Call:
+    call = Call(case, library, seed, **overrides)
     call.outputs("state_out", "out")
     assert call.launch("state") == 0
     call.arrays["state"] = call.arrays["state_out"]
@@ -208,7 +211,9 @@ def check(case: Case, call: Call, names: list[str], grad_state: bool = True) -> 
     for name in names:
         mine = call.result(name)
         assert mine.shape == exact[name].shape
-        parts = {"": slice(None)} if "state" in name else {"of sources": ~case.are_targets, "of targets": case.are_targets}
+        parts = (
+            {"": slice(None)} if "state" in name else {"of sources": ~case.are_targets, "of targets": case.are_targets}
+        )
         for part, rows in parts.items():
             _check_part(case, f"{name} {part}", mine[rows], exact[name][rows], peer[name][rows])
         if "state" not in name and case.padding:

@@ -57,22 +57,27 @@ ALWAYS_COPY = r"mov.b32\1, 16;"
 ZEROS = r"st\.global\.cg\.v4\.u32 \[%rd\d+\], \{(%r\d+),\1,\1,\1\};"
 TRANSPOSED = r"(ldmatrix\.sync\.aligned\.m8n8\.x4)\.trans"
 STRAIGHT = r"(ldmatrix\.sync\.aligned\.m8n8\.x4)(\.shared)"
+FIRST_GROUP_SUM = r"(ld\.shared\.v4\.f32[^;]*\+)1024\]"
+SIGMOID = r"ex2\.approx\.ftz\.f32(\s+%f\d+), %f\d+;"
+SWAPPED = rf"(?s)(cp\.async\.wait_group 1;)(.*?)({BARRIER})"
+ONE_AT_LEAST = r"max\.s64(\s+%rd\d+, %rd\d+), 1;"
+DIVISION = r"div\.(s64|u32)(\s+%\w+, %\w+), %\w+;"
 WAIT_0, WAIT_1 = r"wait_group 0;", r"wait_group 1;"
 
 MUTANTS = {
     "plan: offsets are not checked": ("qla_plan", r"trap;", "", None, bad_offsets),
     "plan: no barrier in the scan": ("qla_plan", BARRIER, "", None, forward_chunked),
     "plan: a warp does not add up": ("qla_plan", SHUFFLE, ALONE, None, forward_chunked),
-    "plan: nobody for an empty sequence": ("qla_plan", r"max\.s64(\s+%rd\d+, %rd\d+), 1;", r"mov.u64\1;", None, forward_chunked),
+    "plan: nobody for an empty sequence": ("qla_plan", ONE_AT_LEAST, r"mov.u64\1;", None, forward_chunked),
     "reduce: no barrier": ("qla_reduce", BARRIER, "", 0, forward_chunked),
-    "reduce: a group twice": ("qla_reduce", r"(ld\.shared\.v4\.f32[^;]*\+)1024\]", r"\g<1>512]", None, forward_chunked),
-    "reduce: chunks of too few rows": ("qla_reduce", r"div\.(s64|u32)(\s+%\w+, %\w+), %\w+;", r"div.\1\2, 128;", None, forward_chunked),
+    "reduce: a group twice": ("qla_reduce", FIRST_GROUP_SUM, r"\g<1>512]", None, forward_chunked),
+    "reduce: chunks of too few rows": ("qla_reduce", DIVISION, r"div.\1\2, 128;", None, forward_chunked),
     "reduce: no result": ("qla_reduce", r"st\.global\.cg[^;]*;", "", None, forward_chunked),
-    "reduce: W stays W": ("qla_reduce", r"ex2\.approx\.ftz\.f32(\s+%f\d+), %f\d+;", r"mov.f32\1, 0f3F800000;", None, backward_chunked),
+    "reduce: W stays W": ("qla_reduce", SIGMOID, r"mov.f32\1, 0f3F800000;", None, backward_chunked),
     "state: waits for too little": (STATE, WAIT_1, "wait_group 2;", None, forward_long),
     "state: does not wait": (STATE, r"cp\.async\.wait_group 1;", "", None, forward_long),
     "state: no barrier": (STATE, BARRIER, "", None, forward_long),
-    "state: barrier before the wait": (STATE, rf"(?s)(cp\.async\.wait_group 1;)(.*?)({BARRIER})", r"\3\1\2", 0, forward_long),
+    "state: barrier before the wait": (STATE, SWAPPED, r"\3\1\2", 0, forward_long),
     "state: copies in one group": (STATE, r"cp\.async\.commit_group;", "", 0, forward_long),
     "state: rows behind the last": (STATE, COPY_SIZE, ALWAYS_COPY, None, forward_long),
     "state: an operand across": (STATE, TRANSPOSED, r"\1", 0, forward_long),
@@ -111,7 +116,10 @@ def test_planted_bug_is_found(name):
             check(mutant, seed)
 
 
-@pytest.mark.parametrize("check", [forward_long, forward_chunked, backward_long, backward_chunked, backward_wide, bad_offsets])
+CHECKS = [forward_long, forward_chunked, backward_long, backward_chunked, backward_wide, bad_offsets]
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_without_a_bug_the_checks_pass(check):
     if toolkit() is None:
         pytest.skip("no nvcc on this machine")
