@@ -21,6 +21,7 @@ struct ApplyShape {
   static constexpr int kSlice = D * D * kSize <= 32768 ? D : 32768 / (D * kSize);  // columns of out in a block
   static constexpr int kSlices = D / kSlice;
   static constexpr int kWarps = 4;
+  static constexpr int kThreads = kWarps * 32;
   static constexpr int kStages = kSlab * kSize <= 128 ? 3 : 2;
   static constexpr int kPitch = padded<T>(kSlab), kMatrixPitch = padded<T>(kSlice);
   static constexpr int kTile = 16 * kPitch;
@@ -29,7 +30,7 @@ struct ApplyShape {
 };
 
 template <class Math, int D>
-__global__ void __launch_bounds__(ApplyShape<Math, D>::kWarps * 32, ApplyShape<Math, D>::kBlocks)
+__global__ void __launch_bounds__(ApplyShape<Math, D>::kThreads, ApplyShape<Math, D>::kBlocks)
     qla_apply(const QlaParams p, bool gradient) {
   using Shape = ApplyShape<Math, D>;
   using T = typename Shape::T;
@@ -99,8 +100,8 @@ __global__ void __launch_bounds__(ApplyShape<Math, D>::kWarps * 32, ApplyShape<M
 int launch_map(const QlaParams& params, bool gradient, Stream stream) {
   return dispatch(params, [&](auto math, auto dim) {
     using Shape = ApplyShape<decltype(math), decltype(dim)::value>;
-    return launch_items(qla_apply<decltype(math), decltype(dim)::value>, params, Shape::kSlices, Shape::kWarps * 32,
-                        Shape::kSharedBytes, stream, gradient);
+    return launch_items<Shape>(qla_apply<decltype(math), decltype(dim)::value>, params, Shape::kSlices, stream,
+                               gradient);
   });
 }
 

@@ -15,11 +15,12 @@ template <class Math, int D>
 struct ApplyBackwardShape {
   using T = typename Math::T;
   static constexpr int kWarps = D / 16;
+  static constexpr int kThreads = kWarps * 32;
   static constexpr int kRows = D * sizeof(T) == 128 && kWarps >= 4 ? 64 : 32;
   static constexpr int kColumns = D * (kRows / 16) / kWarps;  // of dQ that a warp owns
-  // Blocks per SM that the registers are cut for. At D = 128 one block with a deeper ring, without spills.
-  static constexpr int kBlocks = D * sizeof(T) <= 128 ? 4 : (D < 128 ? 3 : 1);
-  static constexpr int kStages = D < 128 ? 2 : 3;
+  static constexpr int kStages = 3;
+  // Blocks per SM that the registers are cut for. More would spill, and each has two tiles under way.
+  static constexpr int kBlocks = D < 64 ? 6 : (D < 128 ? 3 : 1);
   static constexpr int kPitch = padded<T>(D);
   static constexpr int kTile = kRows * kPitch;
   // P, the ring of Q and dO, dQ on its way out, and 32 floats a warp
@@ -27,12 +28,12 @@ struct ApplyBackwardShape {
 };
 
 template <class Math, int D>
-__global__ void __launch_bounds__(ApplyBackwardShape<Math, D>::kWarps * 32, ApplyBackwardShape<Math, D>::kBlocks)
+__global__ void __launch_bounds__(ApplyBackwardShape<Math, D>::kThreads, ApplyBackwardShape<Math, D>::kBlocks)
     qla_apply_backward(const QlaParams p) {
   using Shape = ApplyBackwardShape<Math, D>;
   using T = typename Shape::T;
   constexpr int kPitch = Shape::kPitch, kTile = Shape::kTile, kRows = Shape::kRows, kColumns = Shape::kColumns;
-  constexpr int kThreads = Shape::kWarps * 32;
+  constexpr int kThreads = Shape::kThreads;
   Work w;
   if (!find_work<1>(p, w)) return;
   if (w.padding) return zero_rows<T>(p.grad_q, p, w, 0, w.rows, p.d, 0, p.d);
@@ -105,7 +106,7 @@ int launch_qla_apply_backward(const QlaParams& params, Stream stream) {
     int error;
     if constexpr (kFusedBackward<Math, D>) {
       using Shape = ApplyBackwardShape<Math, D>;
-      error = launch_items(qla_apply_backward<Math, D>, params, 1, Shape::kWarps * 32, Shape::kSharedBytes, stream);
+      error = launch_items<Shape>(qla_apply_backward<Math, D>, params, 1, stream);
       return error != cudaSuccess ? error : launch_reduce(params, true, stream);
     } else {
       error = launch_pull(params, false, stream);

@@ -47,10 +47,12 @@ int dispatch(const QlaParams& p, F f) {
   throw std::invalid_argument("qla kernels are built for float32, bfloat16 and float16");
 }
 
+constexpr int kMostSharedBytes = 99 * 1024;  // what a block may have on every architecture from sm_80 on
+
 // One block for each item, head and slice. Blocks beyond the plan's items return at once.
-template <class... Parameters, class... Arguments>
-int launch_items(void (*kernel)(Parameters...), const QlaParams& p, int slices, int threads, int shared_bytes,
-                 Stream stream, Arguments... arguments) {
+template <class Shape, class... Parameters, class... Arguments>
+int launch_items(void (*kernel)(Parameters...), const QlaParams& p, int slices, Stream stream, Arguments... arguments) {
+  static_assert(Shape::kSharedBytes <= kMostSharedBytes);
   if (p.chunk_rows < 1 || p.chunk_rows > 1 << 30) throw std::invalid_argument("qla: chunk_rows must be in [1, 2^30]");
   const int64_t blocks = most_items(p) * p.heads * slices;
   if (blocks > INT32_MAX)
@@ -58,9 +60,11 @@ int launch_items(void (*kernel)(Parameters...), const QlaParams& p, int slices, 
                                 " + batch) * heads is too large");
   if (p.heads == 0 || p.batch + p.total == 0) return cudaSuccess;
   // Above 48 KB a kernel has to ask. Asking every time costs less than remembering per device.
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(p, arguments...);
+  kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, Shape::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(
+      p, arguments...);
   return cudaGetLastError();
 }
 

@@ -121,6 +121,7 @@ __device__ inline void own_term_backward(const QlaParams& p, const Work& w, cons
       write_vector(grad_k + first_column + i, pack_vector<T>(key));
     }
   });
+  __syncwarp();  // `shared` is free for grad_q to replace the keys, once they are read
   if (!write_values) return;
   for_each_target(tile, [&](int r) {
     const T* grad_row = grad + r * p.heads * p.e;

@@ -63,6 +63,7 @@ size_t qla_workspace_bytes(const QlaParams& params, bool sums_rows) {
 }
 
 int launch_qla_plan(const QlaParams& params, Stream stream) {
+  if (params.batch + params.total == 0) return cudaSuccess;
   qla_plan<<<1, kPlanThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
   return cudaGetLastError();
 }

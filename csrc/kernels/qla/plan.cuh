@@ -25,7 +25,7 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 inline int64_t most_items(const QlaParams& p) { return p.total / p.chunk_rows + p.batch + 1; }
 inline int64_t most_slots(const QlaParams& p) {
   const int64_t full = p.total / p.chunk_rows;
-  return p.max_seq_len <= p.chunk_rows ? 0 : full + (p.batch < full ? p.batch : full);
+  return p.batch == 0 || p.max_seq_len <= p.chunk_rows ? 0 : full + (p.batch < full ? p.batch : full);
 }
 
 // starts [batch + 2]: of the sequences, of the padding, and the totals

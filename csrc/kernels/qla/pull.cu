@@ -18,6 +18,7 @@ struct PullShape {
   static constexpr int kSlice = 128 / kSize;  // columns of Q and dQ in a block
   static constexpr int kSlices = D / kSlice;
   static constexpr int kWarps = 4;
+  static constexpr int kThreads = kWarps * 32;
   static constexpr int kStages = 2;
   static constexpr int kPitch = padded<T>(kSlab), kSlicePitch = padded<T>(kSlice), kMatrixPitch = padded<T>(D);
   static constexpr int kStage = 16 * (kPitch + kSlicePitch);
@@ -25,7 +26,7 @@ struct PullShape {
 };
 
 template <class Math, int D>
-__global__ void __launch_bounds__(PullShape<Math, D>::kWarps * 32, 2) qla_pull(const QlaParams p, bool gradient) {
+__global__ void __launch_bounds__(PullShape<Math, D>::kThreads, 2) qla_pull(const QlaParams p, bool gradient) {
   using Shape = PullShape<Math, D>;
   using T = typename Shape::T;
   constexpr int kPitch = Shape::kPitch, kSlice = Shape::kSlice, kSlicePitch = Shape::kSlicePitch;
@@ -106,8 +107,7 @@ int launch_pull(const QlaParams& params, bool gradient, Stream stream) {
       return cudaErrorInvalidValue;  // never asked for
     } else {
       using Shape = PullShape<Math, D>;
-      return launch_items(qla_pull<Math, D>, params, Shape::kSlices, Shape::kWarps * 32, Shape::kSharedBytes, stream,
-                          gradient);
+      return launch_items<Shape>(qla_pull<Math, D>, params, Shape::kSlices, stream, gradient);
     }
   });
 }

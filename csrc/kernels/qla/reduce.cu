@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kGroups * 32, 8) qla_reduce(const QlaParams p,
 }  // namespace
 
 int launch_reduce(const QlaParams& params, bool gradient, Stream stream) {
-  if (most_slots(params) == 0) return cudaSuccess;
   const int64_t matrix = params.heads * params.d * params.e;
+  if (most_slots(params) * matrix == 0) return cudaSuccess;
   const dim3 blocks(static_cast<unsigned>(ceil_div(matrix, kElements)),
                     static_cast<unsigned>(params.batch < 65535 ? params.batch : 65535));
   qla_reduce<<<blocks, kGroups * 32, 0, static_cast<cudaStream_t>(stream)>>>(params, gradient);

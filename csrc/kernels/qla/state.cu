@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(StateShape<Math, D>::kThreads, StateShape<Math
 int launch_sum(const QlaParams& params, bool gradient, Stream stream) {
   const int error = dispatch(params, [&](auto math, auto dim) {
     using Shape = StateShape<decltype(math), decltype(dim)::value>;
-    return launch_items(qla_state<decltype(math), decltype(dim)::value>, params, Shape::kParts * Shape::kParts,
-                        Shape::kThreads, Shape::kSharedBytes, stream, gradient);
+    return launch_items<Shape>(qla_state<decltype(math), decltype(dim)::value>, params, Shape::kParts * Shape::kParts,
+                               stream, gradient);
   });
   return error != cudaSuccess ? error : launch_reduce(params, gradient, stream);
 }

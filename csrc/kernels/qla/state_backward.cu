@@ -16,12 +16,13 @@ struct StateBackwardShape {
   static constexpr int kPitch = padded<T>(D);
   static constexpr int kTile = 16 * kPitch;
   static constexpr int kWarps = D < 128 ? 4 : 3;  // four do not fit into 99 KB at D = 128
+  static constexpr int kThreads = kWarps * 32;
   static constexpr int kSharedBytes = (D * kPitch + kWarps * kStages * 2 * kTile) * sizeof(T);
   static constexpr int kBlocks = D * sizeof(T) <= 128 ? 4 : 2;
 };
 
 template <class Math, int D>
-__global__ void __launch_bounds__(StateBackwardShape<Math, D>::kWarps * 32, StateBackwardShape<Math, D>::kBlocks)
+__global__ void __launch_bounds__(StateBackwardShape<Math, D>::kThreads, StateBackwardShape<Math, D>::kBlocks)
     qla_state_backward(const QlaParams p) {
   using Shape = StateBackwardShape<Math, D>;
   using T = typename Shape::T;
@@ -90,7 +91,7 @@ int launch_qla_state_backward(const QlaParams& params, Stream stream) {
     constexpr int D = decltype(dim)::value;
     if constexpr (kFusedBackward<Math, D>) {
       using Shape = StateBackwardShape<Math, D>;
-      return launch_items(qla_state_backward<Math, D>, params, 1, Shape::kWarps * 32, Shape::kSharedBytes, stream);
+      return launch_items<Shape>(qla_state_backward<Math, D>, params, 1, stream);
     } else {
       const int error = launch_pull(params, true, stream);
       return error != cudaSuccess ? error : launch_map(params, true, stream);
