@@ -1,6 +1,6 @@
 """Runs the PTX of our CUDA kernels without a GPU and says what is wrong with them; see README.md."""
 
-from . import arithmetic, control, convert, data, warp  # noqa: F401  they register their instructions
+from . import arithmetic, bits, comparison, control, convert, data, warp  # noqa: F401  they register their instructions
 from .device import Device, DeviceArray
 from .findings import DeviceTrap, EmulationError, Problem
 from .library import BuildError, EmulatedLibrary, toolkit

@@ -28,13 +28,7 @@ class Barriers:
         wave = self.wave
         executing = np.zeros(wave.lanes, bool)
         executing[lanes] = True
-        by_warp = executing.reshape(-1, 32)
-        warps = by_warp.any(axis=1)
-        torn = warps & ((~wave.done.reshape(-1, 32) & ~by_warp).any(axis=1))
-        if torn.any():
-            at = int(np.argmax(torn)) * 32 + int(np.argmax(by_warp[np.argmax(torn)]))
-            detail = f"only some threads of a warp reach barrier {barrier} ({wave.who(at)} does)"
-            raise wave.launch.findings.fatal("divergence", ins.text, detail)
+        warps = executing.reshape(-1, 32).any(axis=1)
         here = warps.reshape(-1, wave.warps_per_block)
         if not 0 <= barrier < BARRIERS or threads % 32:
             raise wave.launch.findings.fatal("divergence", ins.text, f"barrier {barrier} for {threads} threads")

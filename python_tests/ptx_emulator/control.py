@@ -8,6 +8,9 @@ from .decode import Decoder, Run, handles, unsupported
 from .findings import DeviceTrap
 from .parser import Instruction, Symbol
 
+RESELECT = -1  # returned by an instruction that has itself seen to the program counters
+LANE = np.arange(32, dtype=np.uint32)
+
 
 @handles("bra")
 def _branch(d: Decoder, ins: Instruction) -> Run:
@@ -29,7 +32,7 @@ def _branch_table(d: Decoder, ins: Instruction) -> Run:
         following = targets[np.minimum(index, len(targets) - 1)]
         m.leave(ins.index + 1)
         m.pcs[m.executing()] = m.pick(following)
-        return -1
+        return RESELECT
 
     return run
 
@@ -67,6 +70,8 @@ def _barrier(d: Decoder, ins: Instruction) -> Run:
     following = ins.index + 1
 
     def run(m) -> int:
+        if not together(m, ins):
+            return RESELECT
         chosen = m.pick(np.broadcast_to(m.r[number], (m.slice.size,)))
         counts = np.zeros(1, np.int64) if threads is None else m.pick(np.broadcast_to(m.r[threads], (m.slice.size,)))
         arriving = m.executing()
@@ -80,32 +85,44 @@ def _barrier(d: Decoder, ins: Instruction) -> Run:
 
 
 def _warp_barrier(d: Decoder, ins: Instruction) -> Run:
-    """Orders the lanes of a warp, which have no clocks of their own here: only the mask is checked."""
+    """Orders the lanes of a warp, which have no clocks of their own here: only who takes part is checked."""
     member = d.read(ins.operands[0], "u32")
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[member])
+    def run(m) -> int | None:
+        return None if together(m, ins, m.r[member]) else RESELECT
 
     return run
 
 
-def require_members(m, ins: Instruction, members: np.ndarray) -> None:
-    """Every thread that the mask names must execute the instruction, and every thread that executes it be named."""
-    if m.mask is None and members.shape[0] == 1 and members[0] == 0xFFFFFFFF:
-        return
-    executing = np.ones(m.slice.size, bool) if m.mask is None else m.mask
-    lanes = executing.reshape(-1, 32)
-    named = (
-        np.broadcast_to(members, (m.slice.size,)).reshape(-1, 32, 1) >> np.arange(32, dtype=np.uint32)
-    ) & np.uint32(1)
-    exited = m.done[m.slice.lanes].reshape(-1, 32)
-    here = np.where(lanes[:, :, None], named.astype(bool), False)
-    missing = (here & ~(lanes | exited)[:, None, :]).any(axis=2)
-    unnamed = lanes & ~np.einsum("wll->wl", named).astype(bool)
-    wrong = ((missing | unnamed) & lanes).reshape(-1)
-    if wrong.any():
-        detail = "the mask names threads that are elsewhere, or not the one that executes it"
-        m.report("divergence", ins, detail, int(np.argmax(m.pick(wrong))))
+EVERYONE = np.array([0xFFFFFFFF], np.uint32)
+
+
+def together(m, ins: Instruction, members: np.ndarray = EVERYONE) -> bool:
+    """Whether all threads that the masks name, but for exited ones, execute the instruction.
+
+    If not, those that are here have been parked until the others come, and the handler must return RESELECT: the lowest
+    program counter first, which is how diverged lanes run here, may reach the instruction by a shorter way.
+    """
+    if m.mask is None and members.shape[0] == 1 and members[0] == EVERYONE[0]:
+        return True
+    lanes = np.ones((m.slice.warps, 32), bool) if m.mask is None else m.mask.reshape(-1, 32)
+    masks = np.where(lanes, np.broadcast_to(members, (m.slice.size,)).reshape(-1, 32), np.uint32(0))
+    own = (masks >> LANE) & np.uint32(1) == 0
+    if (own & lanes).any():
+        strangers = m.pick((own & lanes).reshape(-1))
+        m.report("divergence", ins, "a thread that its own mask does not name", int(np.argmax(strangers)))
+    named = np.bitwise_or.reduce(masks, axis=1)
+    alive = bits(~m.done[m.slice.lanes].reshape(-1, 32))
+    missing = named & alive & ~bits(lanes)
+    if not missing.any():
+        return True
+    m.park(ins.index, (lanes & (missing != 0)[:, None]).reshape(-1), np.repeat(named, 32))
+    return False
+
+
+def bits(flags: np.ndarray) -> np.ndarray:
+    """One word per row of 32 flags."""
+    return np.packbits(flags, axis=1, bitorder="little").view(np.uint32)[:, 0]
 
 
 @handles("membar", "fence")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arithmetic import _flush
 from .decode import Decoder, Run, handles, put, unsupported
+from .elementwise import flush
 from .formats import bf16_to_f64, directed, f32_to_bf16, f32_to_tf32, f64_to_bf16
 from .parser import TYPE_BYTES, Instruction, Register, Symbol
 from .registers import NUMPY
@@ -89,7 +89,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
 
     def convert(x: np.ndarray) -> np.ndarray:
         if ftz and source == "f32":
-            x = _flush(x)
+            x = flush(x)
         wide = _widen(x, source)
         if whole:
             wide = whole(wide)
@@ -100,7 +100,7 @@ def _float_to_float(ins: Instruction, result: str, source: str, rounding: str | 
         value = _toward_zero(wide, result) if rounding == "rz" else _narrow(wide, result)
         if result == "f16":
             value = np.where(np.isnan(value), np.uint16(0x7FFF), value.view(np.uint16)).view(np.float16)
-        return _flush(value) if ftz and result == "f32" else value
+        return flush(value) if ftz and result == "f32" else value
 
     if (source, result, relu, sat, rounding) == ("f32", "bf16", False, False, "rn"):
         return f32_to_bf16
@@ -123,7 +123,7 @@ def _float_to_integer(result: str, source: str, rounding: str, ftz: bool) -> Cal
     )
 
     def convert(x: np.ndarray) -> np.ndarray:
-        value = whole(_widen(_flush(x) if ftz and source == "f32" else x, source))
+        value = whole(_widen(flush(x) if ftz and source == "f32" else x, source))
         inside = (value >= low) & (value < past)
         integer = np.where(inside, value, 0).astype(dtype)
         integer = np.where(value < low, dtype.type(low), np.where(value >= past, dtype.type(high), integer))

@@ -15,6 +15,7 @@ from .registers import RegisterFile
 from .wave import WARP, Wave
 
 LANES_PER_WAVE = 2048
+LONGEST_BURST = 1 << 14  # instructions before other warps get a turn
 MOST_WARP_INSTRUCTIONS = 200_000_000  # a launch past this is taken for an endless loop
 
 
@@ -39,7 +40,7 @@ class Scheduler:
         return first, min(first + size, wave.warps)
 
     def burst(self) -> int:
-        return 1 << 16 if self.seed == 0 else self._random.choice((8, 64, 512, 1 << 16))
+        return LONGEST_BURST if self.seed == 0 else self._random.choice((8, 64, 512, LONGEST_BURST))
 
     def order(self, count: int) -> np.ndarray:
         order = np.arange(count)
@@ -111,7 +112,7 @@ class Launch:
 
     def check_budget(self) -> None:
         self._spent += 1
-        if self._spent % 4096 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
+        if self._spent % 16 == 0 and sum(self.counts) > MOST_WARP_INSTRUCTIONS:
             busiest = max(range(self.program.end - 1), key=self.counts.__getitem__)
             text = self.program.kernel.instructions[busiest].text
             raise self.findings.fatal("deadlock", text, f"no end after {MOST_WARP_INSTRUCTIONS} warp instructions")

@@ -32,9 +32,16 @@ def toolkit() -> Path | None:
 
 
 def release_flags() -> list[str]:
-    """Those of tools/compile_kernels.py that matter for the generated code."""
+    """Those of CMakeLists.txt (Release) that matter for the generated code."""
     cutlass = build_config.from_environment().cutlass_root
-    flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}", "--expt-relaxed-constexpr"]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-DNDEBUG",
+        f"-I{ROOT / 'csrc' / 'include'}",
+        f"-I{ROOT / 'csrc'}",
+        "--expt-relaxed-constexpr",
+    ]
     return flags + (["-isystem", str(cutlass)] if cutlass else [])
 
 

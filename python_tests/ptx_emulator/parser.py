@@ -298,7 +298,10 @@ class _BodyParser:
             if not isinstance(guard, Register):
                 raise UnsupportedPtx(f"guard of {statement!r}")
         opcode, *modifiers = match[3].split(".")
-        operands = [self._operand(scopes, part) for part in _split(match[4])] if opcode != "call" else []
+        try:
+            operands = [self._operand(scopes, part) for part in _split(match[4])] if opcode != "call" else []
+        except UnsupportedPtx as error:
+            raise UnsupportedPtx(f"{error} of `{statement}`") from error
         return Instruction(statement, opcode, modifiers, operands, guard, match[1] == "!", index)
 
     def _name(self, scopes, name: str) -> Register | Symbol:

@@ -29,7 +29,7 @@ class RegisterFile:
 
     def __init__(self, sources: list[Source], lanes: int):
         self.lanes = lanes
-        registers = list(dict.fromkeys(key for kind, key, _ in sources if kind == "register"))
+        registers = list(dict.fromkeys(key for _, key, _ in sources if isinstance(key, Register)))
         by_width: dict[int, list[Register]] = {}
         for register in registers:
             by_width.setdefault(_width(register), []).append(register)

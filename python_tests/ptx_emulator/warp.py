@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .control import require_members
+from .control import RESELECT, bits, together
 from .decode import Decoder, Run, handles, put, unsupported
 from .formats import bf16_to_f64
 from .parser import Instruction, Pair
@@ -20,8 +20,9 @@ def _shuffle(d: Decoder, ins: Instruction) -> Run:
     valid = d.write(target.second, "pred") if isinstance(target, Pair) else None
     source, by, clamp, members = (d.read(operand, "b32") for operand in ins.operands[1:5])
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         lane = np.tile(LANE, m.slice.warps)
         amount, c = m.r[by].astype(np.int64) & 31, m.r[clamp].astype(np.int64)
         segment, bound = (c >> 8) & 31, c & 31
@@ -48,6 +49,7 @@ def _shuffle(d: Decoder, ins: Instruction) -> Run:
         put(m, out, np.take_along_axis(values, other.reshape(-1, 32), axis=1).reshape(-1))
         if valid is not None:
             put(m, valid, inside)
+        return None
 
     return run
 
@@ -59,11 +61,6 @@ def _voting(m, slot: int, negated: bool) -> tuple[np.ndarray, np.ndarray]:
     return (value != negated).reshape(-1, 32), executing.reshape(-1, 32)
 
 
-def _bits(flags: np.ndarray) -> np.ndarray:
-    """One word per row of 32 flags."""
-    return np.packbits(flags, axis=1, bitorder="little").view(np.uint32)[:, 0]
-
-
 @handles("vote")
 def _vote(d: Decoder, ins: Instruction) -> Run:
     mode = ins.one_of("all", "any", "uni", "ballot")
@@ -71,13 +68,15 @@ def _vote(d: Decoder, ins: Instruction) -> Run:
     slot, negated = d.predicate(ins.operands[1])
     members = d.read(ins.operands[2], "b32")
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         value, executing = _voting(m, slot, negated)
         every, some = (value | ~executing).all(axis=1), (value & executing).any(axis=1)
         votes = {"all": every, "any": some, "uni": every | ~some}
-        result = _bits(value & executing) if mode == "ballot" else votes[str(mode)]
+        result = bits(value & executing) if mode == "ballot" else votes[str(mode)]
         put(m, out, np.repeat(result, 32))
+        return None
 
     return run
 
@@ -88,7 +87,7 @@ def _active_mask(d: Decoder, ins: Instruction) -> Run:
 
     def run(m) -> None:
         executing = np.ones(m.slice.size, bool) if m.mask is None else m.mask
-        put(m, out, np.repeat(_bits(executing.reshape(-1, 32)), 32))
+        put(m, out, np.repeat(bits(executing.reshape(-1, 32)), 32))
 
     return run
 
@@ -100,12 +99,14 @@ def _match(d: Decoder, ins: Instruction) -> Run:
     out, slot = d.write(ins.operands[0], "b32"), d.read(ins.operands[1], ins.type)
     members = d.read(ins.operands[2], "b32")
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         values = np.broadcast_to(m.r[slot], (m.slice.size,)).reshape(-1, 32)
         executing = (np.ones(m.slice.size, bool) if m.mask is None else m.mask).reshape(-1, 32)
         same = (values[:, :, None] == values[:, None, :]) & executing[:, None, :]
-        put(m, out, _bits(same.reshape(-1, 32)))
+        put(m, out, bits(same.reshape(-1, 32)))
+        return None
 
     return run
 
@@ -129,8 +130,9 @@ def _redux(d: Decoder, ins: Instruction) -> Run:
         d.read(ins.operands[2], "b32"),
     )
 
-    def run(m) -> None:
-        require_members(m, ins, m.r[members])
+    def run(m) -> int | None:
+        if not together(m, ins, m.r[members]):
+            return RESELECT
         values = np.broadcast_to(m.r[slot], (m.slice.size,)).reshape(-1, 32)
         executing = True if m.mask is None else m.mask.reshape(-1, 32)
         if ufunc in (np.minimum, np.maximum):
@@ -142,19 +144,9 @@ def _redux(d: Decoder, ins: Instruction) -> Run:
                 neutral = np.iinfo(values.dtype).max
         reduced = ufunc.reduce(values, axis=1, dtype=values.dtype, where=executing, initial=values.dtype.type(neutral))
         put(m, out, np.repeat(reduced, 32))
+        return None
 
     return run
-
-
-def _whole_warps(m, ins: Instruction) -> None:
-    if m.mask is not None and (m.mask.reshape(-1, 32).any(axis=1) & ~m.mask.reshape(-1, 32).all(axis=1)).any():
-        torn = m.mask.reshape(-1, 32)
-        lanes = np.repeat(torn.any(axis=1) & ~torn.all(axis=1), 32)
-        raise m.launch.findings.fatal(
-            "divergence",
-            ins.text,
-            f"only some threads of a warp execute it ({m.who(int(m.slice.numbers[lanes & m.mask][0]))} does)",
-        )
 
 
 @handles("ldmatrix")
@@ -167,8 +159,9 @@ def _load_matrix(d: Decoder, ins: Instruction) -> Run:
     transposed = ins.has("trans")
     rows = 8 * count
 
-    def run(m) -> None:
-        _whole_warps(m, ins)
+    def run(m) -> int | None:
+        if not together(m, ins):
+            return RESELECT
         where = addresses(m)
         # Only the first 8 lanes per matrix give addresses.
         outer = m.mask
@@ -190,6 +183,7 @@ def _load_matrix(d: Decoder, ins: Instruction) -> Run:
                 m.r[out][...] = value
             else:
                 m.r[out][outer] = value
+        return None
 
     return run
 
@@ -246,14 +240,16 @@ def _mma(d: Decoder, ins: Instruction) -> Run:
         flat[:, index.reshape(-1)] = _elements(words, kind).reshape(m.slice.warps, -1)
         return flat.reshape(m.slice.warps, *shape)
 
-    def run(m) -> None:
-        _whole_warps(m, ins)
+    def run(m) -> int | None:
+        if not together(m, ins):
+            return RESELECT
         left = matrix(m, a, fragments.a_index, (16, k))
         right = matrix(m, b, fragments.b_index, (k, 8))
         product = np.matmul(left, right).reshape(m.slice.warps, -1)[:, fragments.c_index]
         for i, out in enumerate(outs):
             total = product[:, i].reshape(-1) + m.r[accumulators[i]]
             put(m, out, total.astype(np.float32))
+        return None
 
     return run
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from .async_copy import AsyncCopies
 from .barriers import Barriers
+from .control import RESELECT, bits
+from .findings import Abandoned
 from .memory import POISON, MemoryUnit, SharedMemory
 from .races import SharedRaces
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from .launch import Launch
 
 WARP = 32
-RESELECT = -1  # returned by an instruction that has itself seen to the program counters
 
 
 class Slice:
@@ -79,6 +80,8 @@ class Wave:
         self.done = self.thread >= threads
         self.ready = ~self.done
         self.pcs = np.zeros(self.lanes, np.int64)
+        self.parked = np.zeros(self.lanes, bool)  # waiting for other threads of the warp at an instruction of all
+        self.needs = np.zeros(self.lanes, np.uint32)  # for which ones
         self.barriers = Barriers(self)
         self.copies = AsyncCopies(self)
         self.unit = MemoryUnit(self)
@@ -181,8 +184,46 @@ class Wave:
         lanes = self.executing()
         self.done[lanes] = True
         self.ready[lanes] = False
+        if self.parked.any():
+            self._unpark(np.unique(lanes // WARP), exited=True)
         self.barriers.release()
         return RESELECT
+
+    def park(self, pc: int, waiting: np.ndarray, needs: np.ndarray) -> None:
+        """Lanes of the slice wait at `pc` for other lanes of their warps; all others at `pc` try again."""
+        self.set_pcs(pc, self.active)
+        lanes = self.slice.numbers[waiting]
+        self.ready[lanes] = False
+        self.parked[lanes] = True
+        self.needs[lanes] = needs[waiting]
+        self._unpark(np.unique(lanes // WARP))
+
+    def _unpark(self, warps: np.ndarray, exited: bool = False) -> None:
+        """Wakes the lanes of these warps that now are all that they wait for."""
+        for warp in warps.tolist():
+            lanes = np.arange(warp * WARP, warp * WARP + WARP)
+            alive = bits(~self.done[lanes][None])[0]
+            for pc in np.unique(self.pcs[lanes][self.parked[lanes]]):
+                here = self.parked[lanes] & (self.pcs[lanes] == pc)
+                needed = np.bitwise_or.reduce(self.needs[lanes[here]]) & alive
+                if needed & ~bits(here[None])[0]:
+                    continue
+                ins = self.program.kernel.instructions[pc]
+                if exited and ins.opcode in ("bar", "barrier"):
+                    detail = (
+                        f"a barrier in a branch that not all threads of a warp take ({self.who(int(lanes[here][0]))})"
+                    )
+                    self.launch.findings.add("divergence", ins.text, detail)
+                self.parked[lanes[here]] = False
+                self.ready[lanes[here]] = True
+
+    def _stuck(self) -> Abandoned:
+        if not self.parked.any():
+            return self.barriers.deadlock()
+        lane = int(np.argmax(self.parked))
+        ins = self.program.kernel.instructions[self.pcs[lane]]
+        detail = f"some threads of a warp never come to what it executes as one ({self.who(lane)} does)"
+        return self.launch.findings.fatal("divergence", ins.text, detail)
 
     # Run
 
@@ -206,7 +247,7 @@ class Wave:
                 self.leave(pc)
             self.launch.check_budget()
         if not self.done.all():
-            raise self.barriers.deadlock()
+            raise self._stuck()
 
     # Findings
 

@@ -1,8 +1,9 @@
-"""Vectors: what each instruction gives, computed by other means than the emulator's, kept as data, confirmed on a GPU."""
+"""What each instruction gives, computed by other means than the emulator's, kept as data for a GPU to confirm."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,9 +14,16 @@ FILE = Path(__file__).parent / "vectors.json"
 
 
 def compute() -> list[Vector]:
+    """All vectors anew. Those that are as they were keep their confirmation."""
     specs = chain(scalar.integers(), scalar.floats(), scalar.conversions())
     warp_specs = chain(warps.shuffles(), warps.votes(), warps.reductions(), warps.matrices(), warps.products())
-    return [spec.vector() for spec in chain(specs, warp_specs)]
+    fresh = [spec.vector() for spec in chain(specs, warp_specs)]
+    kept = {vector.name: vector for vector in load()} if FILE.exists() else {}
+    for vector in fresh:
+        before = kept.get(vector.name)
+        if before and replace(before, confirmed_on_gpu=None) == vector:
+            vector.confirmed_on_gpu = before.confirmed_on_gpu
+    return fresh
 
 
 def load() -> list[Vector]:

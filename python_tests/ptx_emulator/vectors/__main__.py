@@ -1,4 +1,4 @@
-"""`python -m python_tests.ptx_emulator.vectors` recomputes vectors.json; `--gpu` confirms it on the GPU of this machine."""
+"""`python -m python_tests.ptx_emulator.vectors` recomputes vectors.json; `--gpu` confirms it on this machine's GPU."""
 
 from __future__ import annotations
 

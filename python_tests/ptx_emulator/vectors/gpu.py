@@ -1,4 +1,4 @@
-"""The vectors on a GPU: the PTX of the micro-kernels through the CUDA driver, which compiles it. Needs torch for memory."""
+"""The vectors on a GPU: the CUDA driver compiles and launches the micro-kernels; torch gives the memory."""
 
 from __future__ import annotations
 

@@ -103,12 +103,10 @@ class Spec:
             )
         if self.span:
             format_ = FORMATS[type_]
-            low, high = self.span
-            if low > 0:
-                value = math.exp(source.uniform(math.log(low), math.log(high)))
-            else:
-                value = source.uniform(low, high)
-            return _nearest(format_, value)
+            low, _ = self.span
+            magnitudes = low > 0
+            value = source.uniform(*(map(math.log, self.span) if magnitudes else self.span))
+            return _nearest(format_, math.exp(value) if magnitudes else value)
         if type_.endswith("x2"):
             single = type_.removesuffix("x2")
             return self._operand(source, -1, single) | self._operand(source, -1, single) << 16
