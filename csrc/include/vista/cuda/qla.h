@@ -13,10 +13,10 @@
 //     state, grad_state_out  every element; zero (the extra gradient) for a sequence without rows
 // So apply_backward alone wants grad_k and grad_v zeroed by the caller, and qla_backward writes every row once.
 //
-// The plan kernel checks on the device what the host cannot see: seq_offsets start at 0, never fall and end at or before
-// total, no sequence is longer than max_seq_len, 0 <= num_targets <= length. Where that is false it traps, as torch's
-// own index assertions do: nothing is read or written out of bounds, no later kernel runs, and every later call on the
-// context reports the failure.
+// The plan kernel checks on the device what the host cannot see: seq_offsets start at 0, never fall and end at or
+// before total, no sequence is longer than max_seq_len, 0 <= num_targets <= length. Where that is false it traps, as
+// torch's own index assertions do: nothing is read or written out of bounds, no later kernel runs, and every later call
+// on the context reports the failure.
 //
 // All pointers 16-byte aligned and contiguous. d and e: multiples of 8 from 16 to 256.
 // Deterministic: the bits of a sequence depend on its own rows only.
