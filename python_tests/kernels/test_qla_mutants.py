@@ -88,7 +88,7 @@ MUTANTS = {
     "apply: rows are mixed up": (APPLY, STRAIGHT, r"\1.trans\2", 0, forward_long),
     "apply: a dot product of too few": (APPLY, SHUFFLE, ALONE, 0, forward_long),
     "apply: padding is not written": (APPLY, ZEROS, "", None, forward_long),
-    "apply_backward: does not wait": (APPLY_BACKWARD, WAIT_0, "wait_group 1;", None, backward_long),
+    "apply_backward: waits for too little": (APPLY_BACKWARD, WAIT_1, "wait_group 2;", None, backward_long),
     "apply_backward: no barrier behind the copies": (APPLY_BACKWARD, BARRIER, "", 0, backward_long),
     "apply_backward: no barrier behind phi(Q)": (APPLY_BACKWARD, BARRIER, "", 1, backward_long),
     "apply_backward: a dot product of too few": (APPLY_BACKWARD, SHUFFLE, ALONE, 0, backward_long),

@@ -53,7 +53,6 @@ constexpr int kMostSharedBytes = 99 * 1024;  // what a block may have on every a
 template <class Shape, class... Parameters, class... Arguments>
 int launch_items(void (*kernel)(Parameters...), const QlaParams& p, int slices, Stream stream, Arguments... arguments) {
   static_assert(Shape::kSharedBytes <= kMostSharedBytes);
-  if (p.chunk_rows < 1 || p.chunk_rows > 1 << 30) throw std::invalid_argument("qla: chunk_rows must be in [1, 2^30]");
   const int64_t blocks = most_items(p) * p.heads * slices;
   if (blocks > INT32_MAX)
     throw std::invalid_argument("qla kernels take at most 2^31 - 1 blocks: (total / " + std::to_string(p.chunk_rows) +

@@ -58,6 +58,8 @@ __global__ void __launch_bounds__(kPlanThreads, 1) qla_plan(const QlaParams p) {
 }  // namespace
 
 size_t qla_workspace_bytes(const QlaParams& params, bool sums_rows) {
+  if (params.chunk_rows < 1 || params.chunk_rows > 1 << 30)
+    throw std::invalid_argument("qla: chunk_rows must be in [1, 2^30], found " + std::to_string(params.chunk_rows));
   const int64_t matrix = params.heads * params.d * params.e;
   return plan_bytes(params) + (sums_rows ? most_slots(params) * matrix * sizeof(float) : 0);
 }

@@ -15,8 +15,8 @@
 //
 // The plan kernel checks on the device what the host cannot see: seq_offsets start at 0, never fall and end at or
 // before total, no sequence is longer than max_seq_len, 0 <= num_targets <= length. Where that is false it traps, as
-// torch's own index assertions do: the context is lost (cudaErrorLaunchFailure at the next synchronization) and no
-// later kernel runs.
+// torch's own index assertions do: nothing is read or written out of bounds, no later kernel runs, and every later call
+// on the context reports the failure.
 //
 // All pointers 16-byte aligned and contiguous. d and e: multiples of 8 from 16 to 256.
 // Deterministic: the bits of a sequence depend on its own rows only.
