@@ -6,8 +6,8 @@ gets `phi1(q) P`; a target row (the last `num_targets` of a sequence) adds its o
 
 Results are the same bits whatever the number of threads and whatever else is in the batch.
 
-On a GPU no op waits for the device, so what `seq_offsets` and `num_targets` hold is checked there: where they are wrong the
-kernel asserts, as torch's own indexing does, and the error surfaces at the next synchronization.
+On a GPU no op waits for the device, so what `seq_offsets` and `num_targets` hold is checked there: where they are wrong
+the kernel asserts, as torch's own indexing does, and the error surfaces at the next synchronization.
 """
 
 from __future__ import annotations
