@@ -208,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optio
   p.own_term = num_targets.has_value();
   check_state(op, "state", state, p.batch, q, p.d, p.e);
   if (grad_state.has_value()) check_state(op, "grad_state", *grad_state, p.batch, q, p.d, p.e);
-  Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false), total_grad_state = rows_like(state, false);
+  Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false),
+         total_grad_state = rows_like(state, false);
   p.q = call.read(q);
   p.k = call.read(k);
   p.v = call.read(v);
