@@ -12,13 +12,6 @@ namespace {
 using cuda::QlaParams;
 using cuda::Stream;
 
-// Kernels read 16 bytes at a time; a view may start anywhere.
-Tensor packed(const Tensor& tensor) {
-  Tensor rows = torch::stable::contiguous(tensor);
-  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
-  return aligned ? rows : torch::stable::clone(rows);
-}
-
 // One call of an op: the params, and the tensors that they point at.
 class Call {
  public:
@@ -208,7 +201,8 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optio
   p.own_term = num_targets.has_value();
   check_state(op, "state", state, p.batch, q, p.d, p.e);
   if (grad_state.has_value()) check_state(op, "grad_state", *grad_state, p.batch, q, p.d, p.e);
-  Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false), total_grad_state = rows_like(state, false);
+  Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false),
+         total_grad_state = rows_like(state, false);
   p.q = call.read(q);
   p.k = call.read(k);
   p.v = call.read(v);

@@ -16,9 +16,9 @@ struct Dim {
 
 inline void check_head_dims(const char* op, int64_t d, int64_t e) {
   if (d < 16 || e < 16 || d > 256 || e > 256 || d % 8 != 0 || e % 8 != 0)
-    throw std::invalid_argument(std::string(op) +
-                                " kernels are built for head dimensions that are multiples of 8 from 16 to 256, found " +
-                                std::to_string(d) + " and " + std::to_string(e));
+    throw std::invalid_argument(
+        std::string(op) + " kernels are built for head dimensions that are multiples of 8 from 16 to 256, found " +
+        std::to_string(d) + " and " + std::to_string(e));
 }
 
 // Calls f(math, Dim<D>{}) with the smallest D >= widest: columns beyond are zeros in shared memory.

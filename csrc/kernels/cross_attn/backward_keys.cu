@@ -1,5 +1,5 @@
-// dV = P^T dO and dK = scale * dS^T Q: a block keeps a tile of K and V of one head and streams the queries of all groups
-// that read its sequence, in ascending order, head by head. So each gradient has one writer, and one order of
+// dV = P^T dO and dK = scale * dS^T Q: a block keeps a tile of K and V of one head and streams the queries of all
+// groups that read its sequence, in ascending order, head by head. So each gradient has one writer, and one order of
 // summation. A sequence that thousands of groups read is the work of few blocks (one a key tile and head).
 #include "backward.cuh"
 #include "parts.cuh"
@@ -144,9 +144,8 @@ int launch_cross_attn_backward_keys(const CrossAttnParams& params, Stream stream
     using Math = decltype(math);
     constexpr int D = decltype(dim)::value;
     using Shape = BackwardShape<Math, D>;
-    return launch_tiles<Shape>(cross_attn_backward_keys<Math, D>, params,
-                               most_tiles(params.total_kv, params.sequences), params.kv_heads,
-                               kTileRows / Shape::kRows * (D / Shape::kSlice), stream);
+    return launch_tiles<Shape>(cross_attn_backward_keys<Math, D>, params, most_tiles(params.total_kv, params.sequences),
+                               params.kv_heads, kTileRows / Shape::kRows * (D / Shape::kSlice), stream);
   });
 }
 

@@ -1,7 +1,7 @@
 // dQ = scale * dS K, and what the own item adds: a block keeps a tile of Q and dO of one head and streams the keys and
-// values of its sequence. In fp32 it does so twice: delta = rowsum(dO * O) - grad_lse carries the rounding of O, against
-// which gradients that should cancel (a softmax over one key has none) are not small, so that a first pass corrects it
-// by what is left of sum(dS). In 16 bits the rounding of the inputs hides that.
+// values of its sequence. In fp32 it does so twice: delta = rowsum(dO * O) - grad_lse carries the rounding of O,
+// against which gradients that should cancel (a softmax over one key has none) are not small, so that a first pass
+// corrects it by what is left of sum(dS). In 16 bits the rounding of the inputs hides that.
 #include "backward.cuh"
 #include "parts.cuh"
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   const int own_row = threadIdx.x / 32 * 16;
   T* queries = reinterpret_cast<T*>(shared);
   T* grads = queries + Shape::kRows * kPitch;
-  T* ring = grads + Shape::kRows * kPitch;  // a stage: keys, then values
+  T* ring = grads + Shape::kRows * kPitch;                                                // a stage: keys, then values
   T* weights = ring + Shape::kStages * 2 * Shape::kTile + own_row * Shape::kWeightPitch;  // the warp's own
   T* own_queries = queries + own_row * kPitch;
 
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
       T* stage = ring + step % 2 * 2 * Shape::kTile;
       const int64_t row = step % tiles * kKeys;
       copy_tile<T, kKeys, D, kThreads>(stage, rows_of<T>(p.k, p.kv_heads, p.d, kv_begin + row, kv_head), keys_in(row));
-      copy_tile<T, kKeys, D, kThreads>(stage + Shape::kTile,
-                                       rows_of<T>(p.v, p.kv_heads, p.e, kv_begin + row, kv_head), keys_in(row));
+      copy_tile<T, kKeys, D, kThreads>(stage + Shape::kTile, rows_of<T>(p.v, p.kv_heads, p.e, kv_begin + row, kv_head),
+                                       keys_in(row));
     }
     commit_copies();
   };
@@ -120,9 +120,8 @@ int launch_cross_attn_backward_queries(const CrossAttnParams& params, Stream str
     using Math = decltype(math);
     constexpr int D = decltype(dim)::value;
     using Shape = BackwardShape<Math, D>;
-    return launch_tiles<Shape>(cross_attn_backward_queries<Math, D>, params,
-                               most_tiles(params.total_q, params.groups), params.q_heads, kTileRows / Shape::kRows,
-                               stream);
+    return launch_tiles<Shape>(cross_attn_backward_queries<Math, D>, params, most_tiles(params.total_q, params.groups),
+                               params.q_heads, kTileRows / Shape::kRows, stream);
   });
 }
 

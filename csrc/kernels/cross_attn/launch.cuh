@@ -42,8 +42,9 @@ int launch_tiles(void (*kernel)(CrossAttnParams), const CrossAttnParams& p, int6
   static_assert(Shape::kSharedBytes <= kMostSharedBytes);
   const int64_t blocks = tiles * heads * slices;
   if (blocks > INT32_MAX)
-    throw std::invalid_argument("cross_attn kernels take at most 2^31 - 1 blocks: (rows / 64 + groups) * heads is too "
-                                "large");
+    throw std::invalid_argument(
+        "cross_attn kernels take at most 2^31 - 1 blocks: (rows / 64 + groups) * heads is too "
+        "large");
   if (blocks == 0) return cudaSuccess;
   const cudaError_t error = allow_shared(kernel, Shape::kSharedBytes);
   if (error != cudaSuccess) return error;

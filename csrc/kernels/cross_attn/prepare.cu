@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(kPrepareThreads) cross_attn_prepare(const Cros
   __syncwarp();
   if (!exists) return;
   write_own_gradient(static_cast<T*>(p.grad_self_k) + unit * p.d, q, plan.own_grad + first, p.scale, share, p.d, valid);
-  write_own_gradient(static_cast<T*>(p.grad_self_v) + unit * p.e, grad, plan.own_weight + first, 1.f, share, p.e, valid);
+  write_own_gradient(static_cast<T*>(p.grad_self_v) + unit * p.e, grad, plan.own_weight + first, 1.f, share, p.e,
+                     valid);
 }
 
 }  // namespace
@@ -79,8 +80,7 @@ int launch_cross_attn_prepare(const CrossAttnParams& params, Stream stream) {
 }
 
 int launch_cross_attn_backward(const CrossAttnParams& params, Stream stream) {
-  for (auto launch :
-       {launch_cross_attn_prepare, launch_cross_attn_backward_queries, launch_cross_attn_backward_keys}) {
+  for (auto launch : {launch_cross_attn_prepare, launch_cross_attn_backward_queries, launch_cross_attn_backward_keys}) {
     const int error = launch(params, stream);
     if (error != cudaSuccess) return error;
   }
