@@ -112,10 +112,8 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
     copy_queries(readers, stage ^ 1);
     if (!active) continue;
     Accumulator<kQueries> scores, mean;
-    clear<kQueries>(scores);
-    clear<kQueries>(mean);
-    Math::template nt<D, kQueries, kPitch, kPitch>(scores, keys + own_row * kPitch, query_tile);
-    Math::template nt<D, kQueries, kPitch, kPitch>(mean, values + own_row * kPitch, grad_tile);
+    dot_rows<Math, D, kQueries, kPitch>(scores, keys + own_row * kPitch, query_tile);
+    dot_rows<Math, D, kQueries, kPitch>(mean, values + own_row * kPitch, grad_tile);
     probabilities<T, kQueries>(scores, mean, p.scale, kQueries, [&](int, int column) {
       return float2{*padding_of(query_tile + column * kPitch), *padding_of(grad_tile + column * kPitch)};
     });

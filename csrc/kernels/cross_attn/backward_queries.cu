@@ -73,10 +73,8 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
     copy_step(step + 1);
     if (!active) continue;
     Accumulator<kKeys> scores, mean;
-    clear<kKeys>(scores);
-    clear<kKeys>(mean);
-    Math::template nt<D, kKeys, kPitch, kPitch>(scores, own_queries, key_tile);
-    Math::template nt<D, kKeys, kPitch, kPitch>(mean, grads + own_row * kPitch, key_tile + Shape::kTile);
+    dot_rows<Math, D, kKeys, kPitch>(scores, own_queries, key_tile);
+    dot_rows<Math, D, kKeys, kPitch>(mean, grads + own_row * kPitch, key_tile + Shape::kTile);
     probabilities<T, kKeys>(scores, mean, p.scale, keys_in(step % tiles * kKeys),
                             [&](int half, int) { return float2{lse[half], delta[half]}; });
     if (kCorrectDelta && step < tiles) {

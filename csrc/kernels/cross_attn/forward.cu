@@ -133,8 +133,7 @@ __global__ void __launch_bounds__(ForwardShape<Math, D>::kThreads, ForwardShape<
     const T* key_tile = arrive(step);
     if (active) {
       Accumulator<kKeys> scores;
-      clear<kKeys>(scores);
-      Math::template nt<D, kKeys, kPitch, kPitch>(scores, own_queries, key_tile);
+      dot_rows<Math, D, kKeys, kPitch>(scores, own_queries, key_tile);
       float keep[2];
       const int64_t left = keys - step / 2 * kKeys;
       take_scores<T, kKeys>(softmax, scores, p.scale, static_cast<int>(left < kKeys ? left : kKeys), keep);

@@ -61,6 +61,23 @@ __device__ inline void write_accumulator(const Accumulator<N>& acc, T* shared, c
                                             to.columns - first - column, lane_id());
 }
 
+// scores = A B^T of rows of D. In fp32 a long row is summed in parts: short chains of additions round less.
+template <class Math, int D, int N, int kPitch>
+__device__ inline void dot_rows(Accumulator<N>& scores, const typename Math::T* a, const typename Math::T* b) {
+  constexpr int kPart = sizeof(typename Math::T) == 4 && D > 64 ? 64 : D;
+  clear<N>(scores);
+#pragma unroll 1
+  for (int first = 0; first < D; first += kPart) {
+    Accumulator<N> part;
+    clear<N>(part);
+    Math::template nt<kPart, N, kPitch, kPitch>(part, a + first, b + first);
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[j][i] += part[j][i];
+  }
+}
+
 template <int N>
 __device__ inline void scale_rows(Accumulator<N>& acc, const float (&factor)[2]) {
 #pragma unroll
@@ -75,14 +92,12 @@ __device__ inline void add_own_rows(Accumulator<N>& acc, const float (&factor)[2
                                     int rows) {
   __syncwarp();
   constexpr int kColumns = kWarpColumns<T, N>;
-  const Share<T, 16, kColumns, 32> share(lane_id());
 #pragma unroll
-  for (int column = share.column; column < N; column += kColumns)
-    share.for_each([&](int row) {
-      uint4 bits = {0, 0, 0, 0};
-      if (row < rows && column < own.columns) bits = load_vector(own.at(row) + column);
-      store_vector(shared + row * kPitch + column, bits);
-    });
+  for (int column = 0; column < N; column += kColumns)
+    copy_rows<T, 16, kColumns, kPitch, 32>(shared + column, own.data + column, own.stride, rows, own.columns - column,
+                                           lane_id());
+  commit_copies();
+  wait_copies<0>();
   __syncwarp();
   const T* at = shared + lane_id() / 4 * kPitch + lane_id() % 4 * 2;
 #pragma unroll
