@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kReaderThreads) cross_attn_readers(const Cross
   const int lane = threadIdx.x % 32;
   int32_t at = plan.first_reader[sequence];
   const int32_t end = plan.first_reader[sequence + 1];
-  for (int64_t base = 0; at < end; base += 32) {
+  for (int64_t base = 0; base < p.groups && at < end; base += 32) {
     const int64_t group = base + lane;
     const bool reads = group < p.groups && index_at(p.kv_index, group) == sequence;
     const unsigned found = __ballot_sync(0xffffffffu, reads);
