@@ -1,10 +1,9 @@
 #include "vista/cross_attn.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
-#include "attention.h"
+#include "cross_attn.h"
 
 namespace vista {
 namespace {
@@ -25,22 +24,8 @@ struct Inputs {
   Inputs(const char* op, Tensor& q, Tensor& k, Tensor& v, const Tensor& q_offsets_tensor,
          const Tensor& kv_offsets_tensor, int64_t max_q_len, int64_t max_kv_len, std::optional<Tensor>& self_k,
          std::optional<Tensor>& self_v, const std::optional<Tensor>& kv_index, std::optional<double> attn_scale) {
-    check_rows(op, "q", q);
-    check_rows(op, "k", k);
-    check_device(op, "k", k, q);
-    check_rows(op, "v", v);
-    const int64_t d = q.size(2), e = v.size(2), q_heads = q.size(1), kv_heads = k.size(1);
-    check(k.scalar_type() == q.scalar_type(), op, "k must have the dtype of q (", dtype_name(q.scalar_type()),
-          "), found ", dtype_name(k.scalar_type()));
-    check(k.size(2) == d, op, "k must have q's head dim (", d, "), found ", k.size(2));
-    check(kv_heads > 0 && q_heads % kv_heads == 0, op, "k's heads must divide q's heads (", q_heads, "), found ",
-          kv_heads);
-    check_like(op, "v", v, "k", k, e);
-    check(self_k.has_value() == self_v.has_value(), op, "self_k and self_v must be given together, found only ",
-          self_k.has_value() ? "self_k" : "self_v");
+    check_cross_attn(op, q, k, v, self_k, self_v);
     if (self_k.has_value()) {
-      check_own(op, "self_k", *self_k, q, kv_heads, d);
-      check_own(op, "self_v", *self_v, q, kv_heads, e);
       self_k = torch::stable::contiguous(*self_k);
       self_v = torch::stable::contiguous(*self_v);
       params.self_k = self_k->const_data_ptr();
@@ -53,11 +38,11 @@ struct Inputs {
     k = torch::stable::contiguous(k);
     v = torch::stable::contiguous(v);
     params.dtype = kernel_dtype(q.scalar_type());
-    params.q_heads = q_heads;
-    params.kv_heads = kv_heads;
-    params.d = d;
-    params.e = e;
-    params.scale = static_cast<float>(attn_scale.value_or(1.0 / std::sqrt(static_cast<double>(d))));
+    params.q_heads = q.size(1);
+    params.kv_heads = k.size(1);
+    params.d = q.size(2);
+    params.e = v.size(2);
+    params.scale = score_scale(attn_scale, q.size(2));
     params.q = q.const_data_ptr();
     params.k = k.const_data_ptr();
     params.v = v.const_data_ptr();
@@ -98,29 +83,16 @@ struct Inputs {
   }
 
  private:
-  static void check_own(const char* op, const char* name, const Tensor& rows, const Tensor& q, int64_t heads,
-                        int64_t dim) {
-    check_rows(op, name, rows);
-    check_device(op, name, rows, q);
-    check(rows.scalar_type() == q.scalar_type(), op, name, " must have the dtype of q (", dtype_name(q.scalar_type()),
-          "), found ", dtype_name(rows.scalar_type()));
-    check(rows.size(0) == q.size(0) && rows.size(1) == heads && rows.size(2) == dim, op, name, " must have shape [",
-          q.size(0), ", ", heads, ", ", dim, "], found ", shape_of(rows));
-  }
-
   void read_index(const char* op, const std::optional<Tensor>& kv_index) {
     const int64_t groups = static_cast<int64_t>(q_offsets.size()) - 1;
     const int64_t sequences = static_cast<int64_t>(kv_offsets.size()) - 1;
+    check_kv_index(op, kv_index, groups, sequences);
     if (!kv_index.has_value()) {
-      check(groups == sequences, op, "kv_index is needed where q_offsets (", groups, " groups) and kv_offsets (",
-            sequences, " sequences) differ in number, found none");
       group_kv.resize(groups);
       std::iota(group_kv.begin(), group_kv.end(), 0);
       return;
     }
     group_kv = read_indices(op, "kv_index", *kv_index);
-    check(static_cast<int64_t>(group_kv.size()) == groups, op, "kv_index must have one entry per query group (", groups,
-          "), found ", group_kv.size());
     for (int64_t g = 0; g < groups; ++g)
       check(group_kv[g] >= 0 && group_kv[g] < sequences, op, "kv_index must be in [0, ", sequences, "), found ",
             group_kv[g], " at index ", g);
@@ -152,31 +124,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_attn_backward_cpu(
   const char* op = "jagged_cross_attn_backward";
   Inputs in(op, q, k, v, q_offsets, kv_offsets, max_q_len, max_kv_len, self_k, self_v, kv_index, attn_scale);
   CrossAttnParams& params = in.params;
-  check_like(op, "grad_out", grad_out, "q", q, params.e);
-  check_like(op, "out", out, "q", q, params.e);
-  const auto check_lse = [&](const char* name, const Tensor& rows) {
-    check_cpu(op, name, rows);
-    check_rank(op, name, rows, 2, "[total_q, heads]");
-    check_dtype(op, name, rows, ScalarType::Float);
-    check(rows.size(0) == q.size(0) && rows.size(1) == params.q_heads, op, name, " must have shape [", q.size(0), ", ",
-          params.q_heads, "], found ", shape_of(rows));
-  };
-  check_lse("lse", lse);
+  check_cross_attn_grads(op, grad_out, grad_lse, q, v, out, lse);
   grad_out = torch::stable::contiguous(grad_out);
   out = torch::stable::contiguous(out);
   lse = torch::stable::contiguous(lse);
   if (grad_lse.has_value()) {
-    check_lse("grad_lse", *grad_lse);
     grad_lse = torch::stable::contiguous(*grad_lse);
     params.grad_lse = floats(*grad_lse);
   }
   Tensor delta = torch::stable::new_empty(lse, lse.sizes()), norm = torch::stable::new_empty(lse, lse.sizes());
   Tensor grad_q = rows_like(q, in.padded_queries);
   Tensor grad_k = rows_like(k, in.padded_keys), grad_v = rows_like(v, in.padded_keys);
-  // Without the own item its gradients have no rows.
-  const int64_t own_rows = self_k.has_value() ? q.size(0) : 0;
-  Tensor grad_self_k = torch::stable::new_zeros(q, {own_rows, params.kv_heads, params.d});
-  Tensor grad_self_v = torch::stable::new_zeros(q, {own_rows, params.kv_heads, params.e});
+  Tensor grad_self_k = own_gradient(q, self_k, params.kv_heads, params.d);
+  Tensor grad_self_v = own_gradient(q, self_k, params.kv_heads, params.e);
+  if (in.padded_queries) {
+    torch::stable::zero_(grad_self_k);
+    torch::stable::zero_(grad_self_v);
+  }
   params.grad_out = grad_out.const_data_ptr();
   params.out = out.mutable_data_ptr();
   params.lse = mutable_floats(lse);

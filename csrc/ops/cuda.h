@@ -40,6 +40,13 @@ void launch_on(const char* op, const Tensor& like, const std::string& shape, con
   check_launch(op, code, shape);
 }
 
+// Kernels read 16 bytes at a time; a view may start anywhere.
+inline Tensor packed(const Tensor& tensor) {
+  Tensor rows = torch::stable::contiguous(tensor);
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
+  return aligned ? rows : torch::stable::clone(rows);
+}
+
 // A 1-d int32 or int64 array on the device of `like`. `tensor` becomes contiguous: it must outlive the result.
 inline cuda::Indices device_indices(const char* op, const char* name, Tensor& tensor, const Tensor& like) {
   check_indices(op, name, tensor, like);

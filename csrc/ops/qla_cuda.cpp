@@ -12,13 +12,6 @@ namespace {
 using cuda::QlaParams;
 using cuda::Stream;
 
-// Kernels read 16 bytes at a time; a view may start anywhere.
-Tensor packed(const Tensor& tensor) {
-  Tensor rows = torch::stable::contiguous(tensor);
-  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
-  return aligned ? rows : torch::stable::clone(rows);
-}
-
 // One call of an op: the params, and the tensors that they point at.
 class Call {
  public:

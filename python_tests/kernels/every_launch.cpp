@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "vista/cuda/cache_rows.h"
+#include "vista/cuda/cross_attn.h"
 #include "vista/cuda/launch.h"
 #include "vista/cuda/qla.h"
 
@@ -41,6 +42,25 @@ void add_qla(Launches& launches) {
       }
 }
 
+void add_cross_attn(Launches& launches) {
+  CrossAttnParams params{};
+  params.total_q = params.total_kv = params.max_q_len = params.max_kv_len = 64;
+  params.groups = params.sequences = params.q_heads = params.kv_heads = 1;
+  params.q_offsets = params.kv_offsets = params.kv_index = {device_memory, false};
+  params.q = params.k = params.v = params.self_k = params.self_v = params.grad_out = device_memory;
+  params.out = params.grad_q = params.grad_k = params.grad_v = params.workspace = device_memory;
+  params.grad_self_k = params.grad_self_v = device_memory;
+  params.lse = reinterpret_cast<float*>(device_memory);
+  launches.push_back([=] { return launch_cross_attn_plan(params, true, nullptr); });
+  for (DType dtype : kDTypes)
+    for (int64_t dim : {32, 64, 128, 256}) {
+      params.dtype = dtype;
+      params.d = params.e = dim;
+      launches.push_back([=] { return launch_cross_attn(params, nullptr); });
+      launches.push_back([=] { return launch_cross_attn_backward(params, nullptr); });
+    }
+}
+
 void add_cache_rows(Launches& launches) {
   auto* num_bad = reinterpret_cast<int64_t*>(device_memory);
   for (int64_t misaligned : {0, 4}) {
@@ -66,6 +86,7 @@ const Launches& all() {
   static const Launches launches = [] {
     Launches list;
     add_qla(list);
+    add_cross_attn(list);
     add_cache_rows(list);
     return list;
   }();

@@ -20,27 +20,12 @@ __device__ Counts counts_of(const QlaParams& p, int64_t sequence) {
   return {chunks > 1 ? chunks : 1, chunks > 1 ? chunks : 0};
 }
 
-// Exclusive sum over the block. Both counts fit 32 bits (the host has checked their bound), so they travel as one.
-__device__ uint64_t sum_before(uint64_t own) {
-  __shared__ uint64_t warp_sums[32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint64_t sum = own;
-  for (int step = 1; step < 32; step *= 2) {
-    const uint64_t below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
-  if (lane == 31) warp_sums[warp] = sum;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) sum += warp_sums[w];
-  return sum - own;
-}
-
 __global__ void __launch_bounds__(kPlanThreads, 1) qla_plan(const QlaParams p) {
   const int64_t n = p.batch + 1;
   const int64_t each = ceil_div(n, kPlanThreads);
   const int64_t first = threadIdx.x * each;
   const int64_t last = first + each < n ? first + each : n;
-  uint64_t own = 0;
+  uint64_t own = 0;  // both counts: they fit 32 bits, the host has checked their bound
   for (int64_t i = first; i < last; ++i) {
     const Counts counts = counts_of(p, i);
     own += static_cast<uint64_t>(counts.slots) << 32 | static_cast<uint64_t>(counts.items);

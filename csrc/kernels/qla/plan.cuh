@@ -2,24 +2,19 @@
 // of one head. The rows behind the last sequence form a pseudo-sequence whose chunks are only written with zeros.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <stdexcept>
 #include <string>
 
+#include "../common/indices.cuh"
 #include "vista/cuda/qla.h"
 
 namespace vista::cuda {
-
-constexpr int kPlanThreads = 1024;
 
 // What precedes a sequence: its first item, and its first slot among the partial sums, of which only sequences of more
 // than one chunk have any. A sequence without rows has an item all the same: somebody must write its state.
 struct alignas(8) Start {
   int32_t item, slot;
 };
-
-__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bounds that the host knows. The device's plan has exact numbers.
 inline int64_t most_items(const QlaParams& p) { return p.total / p.chunk_rows + p.batch + 1; }
@@ -36,10 +31,6 @@ __host__ __device__ inline int64_t plan_bytes(const QlaParams& p) {
 // [slots, heads, d, e]
 __host__ __device__ inline float* partials_of(const QlaParams& p) {
   return reinterpret_cast<float*>(static_cast<char*>(p.workspace) + plan_bytes(p));
-}
-
-__device__ inline int64_t index_at(const Indices& indices, int64_t i) {
-  return indices.is_int64 ? static_cast<const int64_t*>(indices.data)[i] : static_cast<const int32_t*>(indices.data)[i];
 }
 
 __device__ inline int64_t targets_of(const QlaParams& p, int64_t sequence) {
@@ -74,19 +65,6 @@ __device__ inline float scale_of(const QlaParams& p, int64_t sequence, int64_t s
   return 1.f / static_cast<float>(sources > 1 ? sources : 1);
 }
 
-// The largest i in [0, n) with starts[i].item <= item, by the whole warp: 32 probes a step.
-__device__ inline int64_t last_start(const Start* starts, int64_t n, int32_t item) {
-  int64_t low = 0;
-  while (n > 1) {
-    const int64_t step = ceil_div(n, 32), at = static_cast<int64_t>(threadIdx.x % 32) * step;
-    const bool before = at < n && starts[low + at].item <= item;
-    const int64_t skipped = (31 - __clz(__ballot_sync(0xffffffffu, before))) * step;
-    low += skipped;
-    n = n - skipped < step ? n - skipped : step;
-  }
-  return low;
-}
-
 __device__ inline int32_t clamp_to_chunk(const QlaParams& p, int64_t rows) {
   return static_cast<int32_t>(rows < 0 ? 0 : (rows < p.chunk_rows ? rows : p.chunk_rows));
 }
@@ -101,7 +79,7 @@ __device__ inline bool find_work(const QlaParams& p, Work& w) {
   w.slice = static_cast<int>(rest % kSlices);
   const Start* starts = plan_of(p);
   if (item >= starts[p.batch + 1].item) return false;
-  const int64_t sequence = last_start(starts, p.batch + 1, item);
+  const int64_t sequence = last_before(p.batch + 1, [&](int64_t i) { return starts[i].item <= item; });
   const Start start = starts[sequence];
   const int32_t chunk = item - start.item;
   w.sequence = static_cast<int32_t>(sequence);

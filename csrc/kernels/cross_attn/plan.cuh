@@ -1,0 +1,73 @@
+// Work items: query groups and key sequences are cut, by their own length only, into tiles of kTileRows rows; a block
+// works on one tile, or a part of it, of one head. The rows behind the last group (sequence) form a pseudo-group whose
+// tiles are only written with zeros.
+#pragma once
+
+#include "../common/indices.cuh"
+#include "vista/cuda/cross_attn.h"
+
+namespace vista::cuda {
+
+constexpr int kTileRows = 64;
+
+// Bounds that the host knows. The device's plan has exact numbers.
+inline int64_t most_tiles(int64_t total, int64_t parts) { return total / kTileRows + parts + 1; }
+
+// Where the parts of the workspace are.
+struct Plan {
+  int32_t* query_tiles;   // [groups + 2] tiles before each group, before the padding, and in all
+  int32_t* key_tiles;     // [sequences + 2] likewise
+  int32_t* first_reader;  // [sequences + 1] into `readers`
+  int32_t* readers;       // [groups] groups by the sequence that they read, in ascending order for each
+  // [total_q, q_heads] each, of the backward: delta = mean gradient of a row's probabilities, less grad_lse; the
+  // probability of the own item, and the gradient of its scaled score
+  float *delta, *own_weight, *own_grad;
+  size_t bytes;
+
+  __host__ __device__ Plan(const CrossAttnParams& p, bool backward) {
+    char* const base = static_cast<char*>(p.workspace);
+    char* end = base;
+    const auto take = [&](int64_t entries) {
+      char* const at = end;
+      end += ceil_div(entries * 4, 256) * 256;
+      return at;
+    };
+    query_tiles = reinterpret_cast<int32_t*>(take(p.groups + 2));
+    key_tiles = reinterpret_cast<int32_t*>(take(p.sequences + 2));
+    const int64_t readers_kept = backward && p.kv_index.data != nullptr;
+    first_reader = reinterpret_cast<int32_t*>(take(readers_kept * (p.sequences + 1)));
+    readers = reinterpret_cast<int32_t*>(take(readers_kept * p.groups));
+    const int64_t rows = backward ? p.total_q * p.q_heads : 0;
+    delta = reinterpret_cast<float*>(take(rows));
+    own_weight = reinterpret_cast<float*>(take(rows));
+    own_grad = reinterpret_cast<float*>(take(rows));
+    bytes = end - base;
+  }
+};
+
+__device__ inline int64_t sequence_of(const CrossAttnParams& p, int64_t group) {
+  return p.kv_index.data == nullptr ? group : index_at(p.kv_index, group);
+}
+
+// A tile of packed query or key rows.
+struct Tile {
+  int64_t part;   // group or sequence
+  int64_t begin;  // first packed row
+  int rows;
+  bool padding;
+};
+
+// Row `first` of tile `item` on, at most `most` rows of it. False for an item beyond the plan, or nothing left of it.
+__device__ inline bool find_tile(const int32_t* starts, const Indices& offsets, int64_t parts, int64_t total,
+                                 int64_t item, int first, int most, Tile& tile) {
+  if (item >= starts[parts + 1]) return false;
+  tile.part = last_before(parts + 1, [&](int64_t i) { return starts[i] <= item; });
+  tile.padding = tile.part == parts;
+  const int64_t end = tile.padding ? total : index_at(offsets, tile.part + 1);
+  tile.begin = index_at(offsets, tile.part) + (item - starts[tile.part]) * kTileRows + first;
+  const int64_t left = end - tile.begin;
+  tile.rows = static_cast<int>(left < most ? left : most);
+  return left > 0;
+}
+
+}  // namespace vista::cuda

@@ -1,0 +1,115 @@
+"""Faults planted into the PTX of the cross attention kernels: the checks of test_cross_attn.py find each of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, EmulationError, toolkit
+
+from .cross_attn_checks import Call, Case, build_library, check_backward, check_forward
+
+# More tiles than stages, so that places in shared memory are used again; an empty sequence; padding rows.
+LONG = {"q_lengths": [70, 0, 20], "kv_lengths": [200, 0, 33], "kv_index": [0, 0, 2], "q_heads": 1, "kv_heads": 1}
+
+
+def forward(library: EmulatedLibrary, seed: int) -> None:
+    check_forward(Case(**LONG), library, seed)
+
+
+def backward(library: EmulatedLibrary, seed: int) -> None:
+    check_backward(Case(**LONG), library, seed)
+
+
+def backward_exact(library: EmulatedLibrary, seed: int) -> None:
+    """A sequence of one key: gradients that cancel."""
+    case = Case([3, 43], [1, 40], [1, 0], d=16, e=24, q_heads=4, own=False, dtype=torch.float32)
+    check_backward(case, library, seed)
+
+
+def shared_sequence(library: EmulatedLibrary, seed: int) -> None:
+    check_backward(Case([3] * 40, [2, 9], [1, 0] * 20, q_heads=1, kv_heads=1), library, seed)
+
+
+def bad_offsets(library: EmulatedLibrary, seed: int) -> None:
+    call = Call(Case([5, 4], [5, 4], [1, 0]), library)
+    call.put("kv_offsets", np.array([0, 5, 13]))
+    with pytest.raises(DeviceTrap):
+        call.forward()
+
+
+def bad_index(library: EmulatedLibrary, seed: int) -> None:
+    call = Call(Case([5, 4], [5, 4], [1, 2]), library)
+    with pytest.raises(DeviceTrap):
+        call.forward()
+
+
+def narrow(kernel: str) -> str:
+    return f"cross_attn_{kernel}INS0_7MmaMathINS0_8BFloat16EEELi32E"
+
+
+FORWARD, QUERIES, KEYS = narrow("forward"), narrow("backward_queries"), narrow("backward_keys")
+FP32_QUERIES, PREPARE = "cross_attn_backward_queriesINS0_7FmaMathELi32E", "cross_attn_prepareINS0_8BFloat16E"
+
+BARRIER = r"bar\.sync\s+0;"
+SHUFFLE = r"shfl\.sync\.\w+\.b32\s+(%r\d+)\|%p\d+, (%r\d+), [^;]*;"
+ALONE = r"mov.b32 \1, \2;"
+COPY_SIZE = r"selp\.b32(\s+%r\d+), 16, 0, %p\d+;"
+ALWAYS_COPY = r"mov.b32\1, 16;"
+ZEROS = r"st\.global\.cg\.v4\.u32 \[%rd\d+\], \{(%r\d+),\1,\1,\1\};"
+TRANSPOSED = r"(ldmatrix\.sync\.aligned\.m8n8\.x4)\.trans"
+INFINITE, MINUS_INFINITE = r"0f7F800000", r"0fFF800000"
+WAIT_0, WAIT_1 = r"wait_group 0;", r"wait_group 1;"
+COUNT = r"(?:atom|red)\.global\.add\.u32[^;]*;"
+ONE = r"mov.f32\1, 0f3F800000;"
+EXPONENTIAL = r"ex2\.approx\.ftz\.f32(\s+%f\d+), %f\d+;"
+BEFORE = r"popc\.b32(\s+%r\d+), (%r\d+);"
+
+MUTANTS = {
+    "plan: contents are not checked": ("cross_attn_plan", r"trap;", "", None, bad_offsets),
+    "plan: kv_index is not checked": ("cross_attn_plan", r"trap;", "", None, bad_index),
+    "plan: no barriers": ("cross_attn_plan", BARRIER, "", None, shared_sequence),
+    "plan: readers are not counted": ("cross_attn_plan", COUNT, "", None, shared_sequence),
+    "plan: a warp does not add up": ("cross_attn_plan", SHUFFLE, ALONE, None, backward),
+    "readers: all in one place": ("cross_attn_readers", BEFORE, r"mov.b32\1, 0;", 0, shared_sequence),
+    "readers: nobody is found": ("cross_attn_readers", r"st\.global\.u32[^;]*;", "", None, shared_sequence),
+    "forward: waits for too little": (FORWARD, WAIT_1, "wait_group 2;", None, forward),
+    "forward: no barrier behind the keys": (FORWARD, BARRIER, "", 0, forward),
+    "forward: no barrier behind the values": (FORWARD, BARRIER, "", 1, forward),
+    "forward: maximum and sum of too few columns": (FORWARD, SHUFFLE, ALONE, None, forward),
+    "forward: keys behind the last count": (FORWARD, MINUS_INFINITE, "0f00000000", None, forward),
+    "forward: rows behind the last": (FORWARD, COPY_SIZE, ALWAYS_COPY, None, forward),
+    "forward: an operand across": (FORWARD, TRANSPOSED, r"\1", 0, forward),
+    "forward: padding is not written": (FORWARD, ZEROS, "", None, forward),
+    "prepare: a dot product of too few": (PREPARE, SHUFFLE, ALONE, 0, backward),
+    "prepare: no gradient of own items": (PREPARE, r"st\.global\.cg[^;]*;", "", 0, backward),
+    "prepare: own items weigh one": (PREPARE, EXPONENTIAL, ONE, 0, backward),
+    "backward_queries: does not wait": (QUERIES, WAIT_0, "wait_group 1;", 0, backward),
+    "backward_queries: no barrier": (QUERIES, BARRIER, "", 0, backward),
+    "backward_queries: an operand across": (QUERIES, TRANSPOSED, r"\1", 0, backward),
+    "backward_queries: rows behind the last": (QUERIES, COPY_SIZE, ALWAYS_COPY, None, backward),
+    "backward_queries: padding is not written": (QUERIES, ZEROS, "", None, backward),
+    "backward_queries: delta of too few columns": (FP32_QUERIES, SHUFFLE, ALONE, None, backward_exact),
+    "backward_keys: does not wait": (KEYS, WAIT_0, "wait_group 1;", 0, backward),
+    "backward_keys: no barrier": (KEYS, BARRIER, "", 0, backward),
+    "backward_keys: queries behind the last count": (KEYS, INFINITE, "0f00000000", None, backward),
+    "backward_keys: an operand across": (KEYS, TRANSPOSED, r"\1", 0, backward),
+    "backward_keys: padding is not written": (KEYS, ZEROS, "", None, backward),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_planted_bug_is_found(name):
+    if toolkit() is None:
+        pytest.skip("no nvcc on this machine")
+    kernel, pattern, replacement, occurrence, check = MUTANTS[name]
+    mutant = build_library().mutate(pattern, replacement, kernel=kernel, occurrence=occurrence)
+    with pytest.raises((EmulationError, DeviceTrap, AssertionError, pytest.fail.Exception)):
+        for seed in range(2):
+            check(mutant, seed)
+
+
+@pytest.mark.parametrize("check", [forward, backward, backward_exact, shared_sequence, bad_offsets, bad_index])
+def test_without_a_bug_the_checks_pass(check):
+    if toolkit() is None:
+        pytest.skip("no nvcc on this machine")
+    check(build_library(), 0)
