@@ -53,11 +53,9 @@ FP32_QUERIES, PREPARE = "cross_attn_backward_queriesINS0_7FmaMathELi32E", "cross
 BARRIER = r"bar\.sync\s+0;"
 SHUFFLE = r"shfl\.sync\.\w+\.b32\s+(%r\d+)\|%p\d+, (%r\d+), [^;]*;"
 ALONE = r"mov.b32 \1, \2;"
-COPY_SIZE = r"selp\.b32(\s+%r\d+), 16, 0, %p\d+;"
-ALWAYS_COPY = r"mov.b32\1, 16;"
 ZEROS = r"st\.global\.cg\.v4\.u32 \[%rd\d+\], \{(%r\d+),\1,\1,\1\};"
 TRANSPOSED = r"(ldmatrix\.sync\.aligned\.m8n8\.x4)\.trans"
-INFINITE, MINUS_INFINITE = r"0f7F800000", r"0fFF800000"
+MINUS_INFINITE = r"0fFF800000"
 WAIT_0, WAIT_1 = r"wait_group 0;", r"wait_group 1;"
 COUNT = r"(?:atom|red)\.global\.add\.u32[^;]*;"
 ONE = r"mov.f32\1, 0f3F800000;"
@@ -77,7 +75,6 @@ MUTANTS = {
     "forward: no barrier behind the values": (FORWARD, BARRIER, "", 1, forward),
     "forward: maximum and sum of too few columns": (FORWARD, SHUFFLE, ALONE, None, forward),
     "forward: keys behind the last count": (FORWARD, MINUS_INFINITE, "0f00000000", None, forward),
-    "forward: rows behind the last": (FORWARD, COPY_SIZE, ALWAYS_COPY, None, forward),
     "forward: an operand across": (FORWARD, TRANSPOSED, r"\1", 0, forward),
     "forward: padding is not written": (FORWARD, ZEROS, "", None, forward),
     "prepare: a dot product of too few": (PREPARE, SHUFFLE, ALONE, 0, backward),
@@ -86,12 +83,10 @@ MUTANTS = {
     "backward_queries: does not wait": (QUERIES, WAIT_0, "wait_group 1;", 0, backward),
     "backward_queries: no barrier": (QUERIES, BARRIER, "", 0, backward),
     "backward_queries: an operand across": (QUERIES, TRANSPOSED, r"\1", 0, backward),
-    "backward_queries: rows behind the last": (QUERIES, COPY_SIZE, ALWAYS_COPY, None, backward),
     "backward_queries: padding is not written": (QUERIES, ZEROS, "", None, backward),
     "backward_queries: delta of too few columns": (FP32_QUERIES, SHUFFLE, ALONE, None, backward_exact),
     "backward_keys: does not wait": (KEYS, WAIT_0, "wait_group 1;", 0, backward),
     "backward_keys: no barrier": (KEYS, BARRIER, "", 0, backward),
-    "backward_keys: queries behind the last count": (KEYS, INFINITE, "0f00000000", None, backward),
     "backward_keys: an operand across": (KEYS, TRANSPOSED, r"\1", 0, backward),
     "backward_keys: padding is not written": (KEYS, ZEROS, "", None, backward),
 }  # fmt: skip

@@ -13,6 +13,16 @@ KV_INDEX = [2, 0, 2, 1, 0]
 PADDING = 2
 
 
+@pytest.fixture(autouse=True)
+def on_the_device(device):
+    with torch.device(device):
+        yield
+
+
+def seeded(seed):
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def offsets(lengths):
     return (
         torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()]) if lengths else torch.zeros(1, dtype=torch.int64)
@@ -20,7 +30,7 @@ def offsets(lengths):
 
 
 def make(d=16, e=24, q_heads=2, kv_heads=2, dtype=torch.float32, own=True, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     n, m = sum(Q_LENGTHS) + PADDING, sum(KV_LENGTHS) + PADDING
 
     def rows(count, heads, dim):
@@ -68,7 +78,7 @@ def with_grads(function, inputs, weight, lse_weight, **options):
 )
 def test_matches_the_definition(d, e, q_heads, kv_heads, own, dtype):
     inputs = make(d, e, q_heads, kv_heads, dtype, own)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     weight = torch.randn(len(inputs[0]), q_heads, e, generator=generator)
     lse_weight = torch.randn(len(inputs[0]), q_heads, generator=generator)
     exact = tuple(x.detach().double().requires_grad_() for x in inputs)
@@ -102,7 +112,7 @@ def test_scale_is_an_argument():
 
 def test_gradients_by_finite_differences():
     inputs = make()
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     weight = torch.randn(len(inputs[0]), 2, 24, generator=generator)
 
     def loss(*x):
@@ -202,7 +212,7 @@ def test_parts_merge_by_lse_with_gradients():
     weights = torch.stack([lse for _, lse in parts]).softmax(0)
     merged = sum(w[..., None] * out for w, (out, _) in zip(weights, parts, strict=True))
     torch.testing.assert_close(merged, whole, rtol=1e-5, atol=1e-6)
-    grad = torch.randn(whole.shape, generator=torch.Generator().manual_seed(3))
+    grad = torch.randn(whole.shape, generator=seeded(3))
     for a, b in zip(
         torch.autograd.grad(merged, (q, k, v), grad), torch.autograd.grad(whole, (q, k, v), grad), strict=True
     ):
