@@ -60,3 +60,9 @@ def test_cuda_without_nvcc_is_an_error(fake_torch, monkeypatch):
     monkeypatch.setenv("VISTA_CUDA", "1")
     with pytest.raises(build_config.BuildConfigError, match="needs nvcc"):
         build_config.from_environment()
+
+
+def test_a_folder_that_is_no_torch_is_named(fake_torch, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISTA_TORCH_ROOT", str(tmp_path))
+    with pytest.raises(build_config.BuildConfigError, match="VISTA_TORCH_ROOT must name the folder of a torch package"):
+        build_config.from_environment()

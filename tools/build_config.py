@@ -74,6 +74,8 @@ def _torch_is_cuda(torch_root: Path) -> bool:
 
 def from_environment() -> BuildConfig:
     torch_root = _directory("VISTA_TORCH_ROOT") or _package_dir("torch")
+    if torch_root is not None and not (torch_root / "version.py").is_file():
+        raise BuildConfigError(f"vista: VISTA_TORCH_ROOT must name the folder of a torch package, found {torch_root}")
     cutlass_root = _directory("VISTA_CUTLASS_ROOT")
     if cutlass_root is None:
         package = _package_dir("cutlass_library")

@@ -7,7 +7,10 @@ import importlib.util
 import torch  # noqa: F401  (the op library links against torch's own)
 
 if importlib.util.find_spec("vista_ext._C") is None:
-    raise ImportError("vista_ext is not built here: run `pip install .` (a source checkout hides an installed package)")
+    raise ImportError(
+        "vista_ext is not built in this folder: if it is a source checkout, leave it to use the installed package, or "
+        "build in place with `pip install -e .`"
+    )
 
 from vista_ext import _C  # isort: skip  (registers the schemas that vista_ext.ops adds to)
 from vista_ext import ops
