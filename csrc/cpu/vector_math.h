@@ -168,9 +168,11 @@ inline void product_columns(int64_t rows, int64_t depth, const float* a, int64_t
 // c[i][j] (+)= sum over t < depth of a[i * a_row + t * a_depth] * b[t][j]; columns are a multiple of kLanes.
 inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_depth,
                     const float* b, int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+  // Four rows of kWide sums, their columns and a factor: 32 registers hold four vectors across, 16 only two.
+  constexpr int kWide = kLanes >= 16 ? 4 : 2;
   int64_t j = 0;
-  for (; j + 4 * kLanes <= columns; j += 4 * kLanes)
-    product_columns<4>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
+  for (; j + kWide * kLanes <= columns; j += kWide * kLanes)
+    product_columns<kWide>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
   for (; j < columns; j += kLanes)
     product_columns<1>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
 }
