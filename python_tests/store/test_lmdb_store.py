@@ -317,7 +317,7 @@ def test_lmdb_is_optional(path, store, processes, monkeypatch):
     assert mine.recv() is False  # importing the store does not need it
     monkeypatch.setitem(sys.modules, "lmdb", None)
     for call in (LmdbStore.open, lambda p: LmdbStore.create(p.with_name("new"), SPEC)):
-        with pytest.raises(MissingExtraError, match=r"'lmdb' is needed here .*vista-ext\[run\]"):
+        with pytest.raises(MissingExtraError, match=r"'lmdb' is needed here .*pip install '\.\[run\]'"):
             call(path)
 
 
