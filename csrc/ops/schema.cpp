@@ -40,6 +40,10 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 
+  // The first half of an MLP: silu(x weight^T + bias)
+  m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("linear_silu_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)
   m.def("quantize_rows(Tensor x, *, str scheme='int8', int? group=None) -> Tensor");
   m.def(

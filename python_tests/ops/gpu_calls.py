@@ -1,4 +1,4 @@
-"""Every op of QLA and the rows, small and ugly: what tests of bits, memory, streams and graphs run, and sanitizers."""
+"""Every op, small and ugly: what tests of bits, memory, streams and graphs run, and sanitizers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -78,11 +78,25 @@ def row_calls(device: str, dtype: torch.dtype, scheme: str) -> Iterator[tuple[st
     yield f"cache_scatter_ {label}", scatter
 
 
+def linear_calls(device: str, dtype: torch.dtype, widths: tuple[int, int]) -> Iterator[tuple[str, Callable]]:
+    """Names and calls on a linear layer; a call returns the result and all gradients."""
+    inside, outside = widths
+    weight = _normal((outside, inside), device, dtype, 6) * inside**-0.5
+    bias = _normal((outside,), device, dtype, 7)
+    for rows in (0, 1, 257):
+        x = _normal((rows, inside), device, dtype, 5)
+        label = f"{str(dtype).removeprefix('torch.')} {rows} x {inside} to {outside}"
+        yield f"linear_silu {label}", partial(_with_gradients, ops.linear_silu, [x, weight, bias])
+        yield f"linear_silu without bias {label}", partial(_with_gradients, ops.linear_silu, [x, weight])
+
+
 def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callable]]]]]:
     for dtype in FLOATS:
         name = str(dtype).removeprefix("torch.")
         for d, e in ((64, 64), (24, 40), (256, 16), (32, 128)):
             yield f"{name} qla d{d} e{e}", partial(qla_calls, dtype=dtype, d=d, e=e)
+        for widths in ((64, 264), (264, 64), (24, 7)):
+            yield f"{name} linear {widths}", partial(linear_calls, dtype=dtype, widths=widths)
         for scheme in SCHEMES:
             yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
 

@@ -146,3 +146,22 @@ def test_cache_scatter(slots, policy, count, dtype):
     else:
         assert int(bad) == sum(not 0 <= slot < 3 for slot in slots)
         assert cache.any(1).tolist() == [slot in slots for slot in range(3)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["grad_out", "x", "weight", "bias"]), DTYPES, SHAPES)
+def test_linear_silu(name, dtype, shape):
+    good = {"x": torch.ones(12, 16), "weight": torch.ones(24, 16), "bias": torch.ones(24)}
+    grad_out = {"grad_out": torch.ones(12, 24)}
+    bad = tensor(dtype, shape)
+    calls = [(torch.ops.vista.linear_silu, good), (torch.ops.vista.linear_silu_backward, grad_out | good)]
+    for call, arguments in calls:
+        if name not in arguments:
+            continue
+        try:
+            result = call(**arguments | {name: bad})
+        except RuntimeError as error:
+            assert names(error, *arguments), error
+        else:
+            rows, columns = bad.shape[0] if name == "x" else 12, bad.shape[0] if name == "weight" else 24
+            assert result.shape == (rows, columns) and result.dtype == torch.float32

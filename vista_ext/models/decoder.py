@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vista_ext.models.config import VistaConfig
-from vista_ext.nn import last_rows
+from vista_ext.nn import last_rows, silu_mlp
 
 
 class Reconstruction(nn.Module):
@@ -25,7 +25,7 @@ class Reconstruction(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * inner, bias=False)
         self.out = nn.Linear(inner, config.dim, bias=False)
         self.mlp_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(config.dim, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.dim))
+        self.mlp = silu_mlp(config.dim, config.hidden)
         self.predict = nn.Linear(config.dim, config.dim)
 
     def decode(self, summaries: Tensor, events: Tensor) -> Tensor:

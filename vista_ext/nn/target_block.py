@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vista_ext import ops
+from vista_ext.nn.linear_silu import silu_mlp
 
 
 class TargetBlock(nn.Module):
@@ -28,7 +29,7 @@ class TargetBlock(nn.Module):
         self.value = nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim, bias=False)
         self.mlp_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+        self.mlp = silu_mlp(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 
     def keys_values(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from vista_ext.ops.cache_rows import cache_gather, cache_scatter_, dequantize_rows, quantize_rows
 from vista_ext.ops.cross_attn import jagged_cross_attn
+from vista_ext.ops.linear_silu import linear_silu
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "cache_scatter_",
     "dequantize_rows",
     "jagged_cross_attn",
+    "linear_silu",
     "mean_scale",
     "qla",
     "qla_apply",
