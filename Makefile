@@ -8,11 +8,12 @@ STAMP := $(VENV)/.requirements
 
 # The environment: remade only when the pins change. setuptools and wheel travel with the pins, so that the install
 # below needs no build isolation and stays incremental.
-$(STAMP): requirements-dev.txt
+$(STAMP): requirements-dev.txt requirements-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vista: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cuda.txt
 	@touch $@
 
 # Build and install in place; a second run with nothing changed takes seconds.

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import backend
 import build_config
+import cmake_build
 
 
 @pytest.fixture
@@ -60,6 +62,33 @@ def test_cuda_without_nvcc_is_an_error(fake_torch, monkeypatch):
     monkeypatch.setenv("VISTA_CUDA", "1")
     with pytest.raises(build_config.BuildConfigError, match="needs nvcc"):
         build_config.from_environment()
+
+
+def test_a_folder_without_cutlass_is_named(fake_torch, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISTA_CUTLASS_ROOT", str(tmp_path))
+    with pytest.raises(build_config.BuildConfigError, match="VISTA_CUTLASS_ROOT must hold cutlass/ and cute/"):
+        build_config.from_environment()
+    (tmp_path / "cutlass").mkdir()
+    (tmp_path / "cutlass" / "version.h").touch()
+    assert build_config.from_environment().cutlass_root == tmp_path
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_cutlass_is_needed_by_cuda_only(fake_torch, monkeypatch, cuda):
+    """Of what is installed only CUTLASS is hidden: the backend asks for it, and CMake is not started without it."""
+    found = build_config._package_dir
+    monkeypatch.setattr(build_config, "_package_dir", lambda name: None if name == "cutlass_library" else found(name))
+    monkeypatch.delenv("VISTA_CUTLASS_ROOT", raising=False)
+    fake_torch("'13.0'" if cuda else "None")
+    assert any(name.startswith("nvidia-cutlass") for name in backend.get_requires_for_build_wheel()) is cuda
+    started = []
+    monkeypatch.setattr(cmake_build, "run", lambda *args: started.append(args))
+    if cuda:
+        with pytest.raises(build_config.BuildConfigError, match="need the headers of CUTLASS, found none"):
+            cmake_build.configure(build_config.from_environment())
+    else:
+        cmake_build.configure(build_config.from_environment())
+    assert bool(started) is not cuda
 
 
 def test_a_folder_that_is_no_torch_is_named(fake_torch, monkeypatch, tmp_path):

@@ -56,8 +56,11 @@ def _missing(config_settings: object = None) -> list[str]:
         need.append("ninja")
     if not _has_cmake():
         need.append("cmake>=3.24")
-    if build_config.from_environment().torch_root is None:
+    config = build_config.from_environment()
+    if config.torch_root is None:
         need.append("torch>=2.10")
+    if config.cuda and config.cutlass_root is None:
+        need.append("nvidia-cutlass>=4.2,<5")
     return need
 
 

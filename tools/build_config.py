@@ -80,6 +80,8 @@ def from_environment() -> BuildConfig:
     if cutlass_root is None:
         package = _package_dir("cutlass_library")
         cutlass_root = package / "source" / "include" if package else None
+    elif not (cutlass_root / "cutlass" / "version.h").is_file():
+        raise BuildConfigError(f"vista: VISTA_CUTLASS_ROOT must hold cutlass/ and cute/, found {cutlass_root}")
     nvcc = _find_nvcc()
     wanted = _tristate("VISTA_CUDA")
     if wanted and nvcc is None:

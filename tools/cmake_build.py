@@ -33,9 +33,16 @@ def configure(config: build_config.BuildConfig, *extra: str) -> Path:
         f"-DVISTA_CUDA={'ON' if config.cuda else 'OFF'}",
     ]
     if config.cuda:
-        args += [f"-DCMAKE_CUDA_COMPILER={config.nvcc}", f"-DVISTA_CUDA_ARCHS={config.cuda_archs}"]
-        if config.cutlass_root is not None:
-            args += [f"-DVISTA_CUTLASS_ROOT={config.cutlass_root}"]
+        if config.cutlass_root is None:
+            raise build_config.BuildConfigError(
+                "vista: CUDA kernels need the headers of CUTLASS, found none: pip install --no-deps -r "
+                "requirements-cuda.txt, or set VISTA_CUTLASS_ROOT to the folder that holds cutlass/ and cute/"
+            )
+        args += [
+            f"-DCMAKE_CUDA_COMPILER={config.nvcc}",
+            f"-DVISTA_CUDA_ARCHS={config.cuda_archs}",
+            f"-DVISTA_CUTLASS_ROOT={config.cutlass_root}",
+        ]
     build = folder(config)
     run("-G", "Ninja", "-S", ROOT, "-B", build, *args, *extra)
     return build
