@@ -26,11 +26,11 @@ struct Sm80Tile {
 
 template <class Element, class Tile, bool kBackward>
 struct Sm80LinearSilu {
-  static constexpr int kAlignment = 8;
+  static constexpr int kAlignment = 8, kEpilogueStages = 1;
   static constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
   using RowStride = cute::Stride<int64_t, cute::_1, int64_t>;
   using Threads =
-      fusion::OutputTileThreadLayout<typename Tile::Block, typename Tile::Warp, Element, kAlignment, 1 /*stage*/>;
+      fusion::OutputTileThreadLayout<typename Tile::Block, typename Tile::Warp, Element, kAlignment, kEpilogueStages>;
   using Bias = fusion::VisitorRowBroadcast<Threads, Element, cute::Stride<cute::_0, cute::_1, int32_t>>;
   using Pre =
       fusion::Sm80EVT<fusion::VisitorCompute<cutlass::plus, float, float, kRound>, fusion::VisitorAccFetch, Bias>;
@@ -39,13 +39,17 @@ struct Sm80LinearSilu {
                                    fusion::VisitorAuxLoad<Threads, Element, RowStride>>;
   using Tree = fusion::Sm80EVT<fusion::VisitorAuxStore<Threads, Element, kRound, RowStride>,
                                std::conditional_t<kBackward, Backward, Forward>>;
-  using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
+  using Swizzle = cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>;  // blocks in a row share x in L2
+  // The default kernel for this tree but for kZfill: stages that no tile fills are zeroed, because the main loop reads
+  // one tile ahead of what it multiplies.
+  using Gemm = typename cutlass::gemm::kernel::DefaultGemmUniversal<
       Element, cutlass::layout::RowMajor, cutlass::ComplexTransform::kNone, kAlignment, Element,
       cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, kAlignment, Element, cutlass::layout::RowMajor,
-      kAlignment, float, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, typename Tile::Block,
-      typename Tile::Warp, cutlass::gemm::GemmShape<16, 8, 16>, Tree,
-      cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>,  // blocks in a row of tiles share x in L2
-      Tile::kStages, cutlass::arch::OpMultiplyAdd>::GemmKernel;
+      float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, typename Tile::Block, typename Tile::Warp,
+      cutlass::gemm::GemmShape<16, 8, 16>, cutlass::epilogue::thread::LinearCombination<Element, kAlignment>, Swizzle,
+      Tile::kStages, cutlass::arch::OpMultiplyAdd, cutlass::gemm::SharedMemoryClearOption::kZfill>::GemmKernel;
+  using Epilogue = fusion::EpilogueWithVisitorCallbacks<typename Gemm::Epilogue, Tree, kEpilogueStages>;
+  using Kernel = cutlass::gemm::kernel::GemmWithEpilogueVisitor<typename Gemm::Mma, Epilogue, Swizzle>;
   static_assert(sizeof(typename Kernel::SharedStorage) <= kMostSharedBytes);
 
   static typename Kernel::Params make_params(const LinearSiluParams& p) {
