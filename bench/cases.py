@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench import peers
 from vista_ext import _C, ops
-from vista_ext.reference import cross_attn_by_mask, qla_by_state
+from vista_ext.reference import cross_attn_by_mask, linear_silu, qla_by_state
 from vista_ext.reference.cache_rows import quantize_rows as reference_rows
 
 HEADS, DIM = 4, 64  # one row of 256 values: the published model's size
@@ -188,6 +188,30 @@ def state_case(shape: str, batch: int, length: int, dtype: torch.dtype, **option
 
     moved = total * HEADS * DIM * 2 * dtype.itemsize + batch * HEADS * DIM * DIM * 4
     return Case("qla_state", shape, dtype, bytes=moved, flops=total * HEADS * 2 * DIM * DIM, make=make, **options)
+
+
+def linear_silu_case(
+    rows: int, in_features: int, out_features: int, dtype: torch.dtype, backward: bool, **options: Any
+) -> Case:
+    def make(device: str) -> Problem:
+        generator = torch.Generator(device).manual_seed(0)
+        shapes = ((rows, in_features), (out_features, in_features), (out_features,))
+        x, weight, bias = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
+        inputs = [y.to(dtype).requires_grad_() for y in (x, weight * 2 * in_features**-0.5, bias)]
+        return _float_problem(inputs, backward, ops.linear_silu, peers.linear_silu, linear_silu, foreign=peers.product)
+
+    # The backward reads x, the weights and the gradient, and writes three gradients.
+    values, weights = rows * (in_features + out_features), out_features * in_features
+    return Case(
+        "linear_silu",
+        f"{rows} x {in_features} to {out_features}",
+        dtype,
+        bytes=dtype.itemsize * (values + weights) * (3 if backward else 1),
+        flops=2 * rows * weights * (3 if backward else 1),
+        make=make,
+        backward=backward,
+        **options,
+    )
 
 
 def cross_attn_case(
@@ -373,6 +397,7 @@ def _cases() -> list[Case]:
                 cross_attn_case("32 users x 256", 32, 256, 32, False, dtype, backward),
                 cross_attn_case("32 users x 256 own", 32, 256, 32, True, dtype, backward),
             ]
+            cases.append(linear_silu_case(16384, 256, 512, dtype, backward))
         cases += [
             cross_attn_case("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False),
             gather_case("int8", 512, 8192, dtype),
@@ -382,6 +407,7 @@ def _cases() -> list[Case]:
     cases += [
         qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
         cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
+        linear_silu_case(200, 64, 128, fp32, True, quick=True),
         gather_case("int8", 16, 64, fp32, quick=True),
         quantize_case(16, fp32, quick=True),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.cases import Case, gather_case, qla_case, quantize_case, scatter_case, state_case
+from bench.cases import Case, gather_case, linear_silu_case, qla_case, quantize_case, scatter_case, state_case
 
 TARGETS = 16
 MILLION = 1_000_000
@@ -37,6 +37,10 @@ def _cases() -> list[Case]:
     cases += [gather_case("int8", users, 2 * max(users, 4096), bf16) for users in (512, 4096, 65536)]
     cases += [quantize_case(users, bf16) for users in (512, 4096, 65536)]
     cases += [state_case("1 x 1000000", 1, MILLION, bf16), state_case("512 x 2000", 512, 2000, bf16)]
+    # Candidates of 512 requests, events of 512 histories, and a product that is large in every direction.
+    products = ((2_048_000, 256, 512), (1_024_000, 256, 768), (16384, 4096, 4096))
+    cases += [linear_silu_case(*shape, bf16, backward) for backward in (False, True) for shape in products]
+    cases += [linear_silu_case(1_024_000, 256, 512, fp16, False), linear_silu_case(500, 256, 512, bf16, False)]
     jagged = _jagged(512, 7000, 16000)
     for backward in (False, True):
         cases += [
@@ -61,6 +65,7 @@ def _cases() -> list[Case]:
         state_case("3 x 200", 3, 200, bf16, quick=True),
         gather_case("int4", 16, 64, bf16, quick=True),
         quantize_case(16, bf16, quick=True),
+        linear_silu_case(200, 64, 128, bf16, True, quick=True),
         scatter_case(16, 64, quick=True),
     ]
     return cases

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-PEERS = ("eager", "compile", "fla", "fbgemm")
+PEERS = ("eager", "compile", "cublas", "fla", "fbgemm")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ def _of_floor(limit: float) -> dict[str, Any]:
 
 
 QLA_SHAPES = ("512 x 2000", "512 x 16000", "1 x 1000000")
+PRODUCTS = ("2048000 x 256 to 512", "1024000 x 256 to 768", "16384 x 4096 to 4096")
 USERS = ("int8 512 ", "int8 4096 ", "int8 65536 ")
 _FASTER: dict[str, Any] = {"value": lambda row: row.get("ratio_to_fla"), "met": lambda value: value >= 2.5}
+_ALMOST_CUBLAS: dict[str, Any] = {"value": lambda row: row.get("ratio_to_cublas"), "met": lambda value: value >= 0.85}
+_FASTER_THAN_TWO: dict[str, Any] = {"value": lambda row: row.get("ratio_to_eager"), "met": lambda value: value > 1}
 # Those of bfloat16, stated for an H100.
 TARGETS = [
     *[
@@ -37,6 +40,8 @@ TARGETS = [
             Target(f"QLA {name}: at least 2.5 x faster than fla", "qla", QLA_SHAPES, backward, **_FASTER),
         )
     ],
+    Target("linear + SiLU: at least 85 % of cuBLAS alone", "linear_silu", PRODUCTS, False, **_ALMOST_CUBLAS),
+    Target("linear + SiLU: faster than cuBLAS and a SiLU", "linear_silu", PRODUCTS, False, **_FASTER_THAN_TWO),
     # 80 % of copy bandwidth is 1.25 times the floor.
     Target("gather + dequantize: at most 1.25 x floor, cold", "cache_gather", USERS, False, **_of_floor(1.25)),
     Target("quantize: at most 1.25 x floor, cold", "quantize_rows", USERS, False, **_of_floor(1.25)),

@@ -85,6 +85,16 @@ def qla_state(batch: int) -> Callable[..., Tensor]:
     return run
 
 
+def linear_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product, and another kernel for the SiLU."""
+    return silu(torch.nn.functional.linear(x, weight, bias))
+
+
+def product() -> Mapping[str, Peer | str]:
+    """The product alone."""
+    return {"cublas": Peer(torch.nn.functional.linear, "torch's product and bias, without the SiLU")}
+
+
 def linear_attention(lengths: Sequence[int], offsets: Tensor) -> Mapping[str, Peer | str]:
     """fla's chunked linear attention at the same shape."""
     try:

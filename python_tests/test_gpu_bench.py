@@ -9,6 +9,7 @@ from bench import cuda_timing, gpu_cases, peers
 from bench.cases import (
     differentiable,
     gather_case,
+    linear_silu_case,
     qla_case,
     quantize_case,
     scatter_case,
@@ -48,6 +49,7 @@ def test_every_case_has_its_own_name_and_the_targets_come_first():
         ("qla", "512 x 2000-bfloat16-fwd", 2048 * 1.024),
         ("qla", "512 x 2000-bfloat16-fwd+bwd", 5632 * 1.024),
         ("qla", "1 x 1000000-bfloat16-fwd", 2048),
+        ("linear_silu", "1024000 x 256 to 768-bfloat16-fwd", 2048 * 1.024 + 0.393),
         ("cache_gather", "int8 512 of 8192 users-bfloat16-fwd", 50.46),
         ("cache_gather", "int4 512 of 8192 users-bfloat16-fwd", 42.99),
     ],
@@ -80,6 +82,7 @@ SMALL = [
     gather_case("fp8_e4m3", 9, 20, torch.bfloat16),
     quantize_case(9, torch.bfloat16),
     scatter_case(9, 20),
+    linear_silu_case(200, 24, 40, torch.bfloat16, True),
 ]
 
 
@@ -93,7 +96,7 @@ def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeyp
     for function in (problem.ours, problem.composition):
         result = differentiable(function, problem.inputs, case.backward) if problem.inputs else function()
         assert_as_good_as(problem.values(result), exact, reference)
-    whole = case.shape in ("jagged", "no targets")
+    whole = case.op == "linear_silu" or case.shape in ("jagged", "no targets")
     assert problem.checked == "all of it" if whole else " of 9 " in problem.checked
 
 

@@ -6,6 +6,7 @@
 
 #include "vista/cuda/cache_rows.h"
 #include "vista/cuda/cross_attn.h"
+#include "vista/cuda/gemm.h"
 #include "vista/cuda/launch.h"
 #include "vista/cuda/qla.h"
 
@@ -61,6 +62,22 @@ void add_cross_attn(Launches& launches) {
     }
 }
 
+void add_linear_silu(Launches& launches) {
+  LinearSiluParams params{};
+  params.in_features = 256;
+  params.x = params.weight = params.bias = params.out = device_memory;
+  for (DType dtype : {DType::kBFloat16, DType::kHalf})
+    for (const void* grad_out : {static_cast<const void*>(nullptr), static_cast<const void*>(device_memory)})
+      for (int64_t out_features : {64, 128, 256}) {  // of many rows: each has its tile
+        params.dtype = dtype;
+        params.grad_out = grad_out;
+        params.rows = 1 << 20;
+        params.out_features = out_features;
+        for (auto launch : {launch_linear_silu, launch_linear_silu_sm80, launch_linear_silu_sm90})
+          launches.push_back([=] { return launch(params, nullptr); });
+      }
+}
+
 void add_cache_rows(Launches& launches) {
   auto* num_bad = reinterpret_cast<int64_t*>(device_memory);
   for (int64_t misaligned : {0, 4}) {
@@ -87,6 +104,7 @@ const Launches& all() {
     Launches list;
     add_qla(list);
     add_cross_attn(list);
+    add_linear_silu(list);
     add_cache_rows(list);
     return list;
   }();

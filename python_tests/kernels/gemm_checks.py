@@ -17,13 +17,13 @@ from vista_ext.testing import assert_as_good_as
 from .qla_checks import DTYPE_IDS, bits
 
 ENTRY = "python_tests/kernels/gemm_entry.cpp"
-FILES = ("csrc/kernels/common/launch.cu", "csrc/kernels/gemm/plan.cu", "csrc/kernels/gemm/linear_silu.cu")
+FILES = ("plan", "linear_silu", "sm90/linear_silu")
 TENSORS = ("x", "weight", "bias", "grad_out", "out")
 
 
 @cache
 def build_library() -> EmulatedLibrary:
-    return EmulatedLibrary.build(FILES, entry=ENTRY)
+    return EmulatedLibrary.build([f"csrc/kernels/gemm/{name}.cu" for name in FILES], entry=ENTRY)
 
 
 @dataclass

@@ -12,11 +12,8 @@ extern "C" int test_linear_silu(const int64_t* sizes, void* const* pointers) {
   for (const void** rows : {&p.x, &p.weight, &p.bias, &p.grad_out}) *rows = *pointers++;
   p.out = *pointers++;
   try {
-#ifdef VISTA_TEST_SM90
-    if (architecture == 90) return vista::cuda::launch_linear_silu_sm90(p, nullptr);
-#endif
-    if (architecture == 80) return vista::cuda::launch_linear_silu_sm80(p, nullptr);
-    throw std::invalid_argument("no such architecture");
+    return architecture == 90 ? vista::cuda::launch_linear_silu_sm90(p, nullptr)
+                              : vista::cuda::launch_linear_silu_sm80(p, nullptr);
   } catch (const std::invalid_argument& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return -1;

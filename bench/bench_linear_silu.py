@@ -1,0 +1,5 @@
+OPS = ("linear_silu",)
+
+
+def bench_linear_silu(compare, case):
+    compare(case)
