@@ -164,6 +164,28 @@ def test_compiles_whole_and_once(dtype):
     assert compiles.frame_count == 1
 
 
+@pytest.mark.parametrize(
+    ("dtype", "dim", "hidden", "built"),
+    [
+        (torch.bfloat16, 32, 24, True),
+        (torch.float16, 256, 8, True),
+        (torch.float32, 32, 24, False),
+        (torch.bfloat16, 264, 24, False),
+        (torch.bfloat16, 8, 24, False),
+        (torch.bfloat16, 32, 20, False),
+    ],
+)
+def test_where_there_is_a_kernel(dtype, dim, hidden, built, device):
+    x, up, down = (torch.zeros(shape, dtype=dtype) for shape in ((3, dim), (hidden, dim), (dim, hidden)))
+    assert ops.sglu_has_kernel(x, up) == (built and device == "cuda")
+    assert not ops.sglu_has_kernel(x, up.double())
+    if built or device == "cpu":
+        ops.sglu(x, up, up, down)
+    else:
+        with pytest.raises(RuntimeError, match="are built for"):
+            ops.sglu(x, up, up, down)
+
+
 def bad_inputs():
     x, up, gate, down = (x.detach() for x in make(dim=16, hidden=24))
     good = {"x": x, "up": up, "gate": gate, "down": down}
