@@ -28,7 +28,6 @@ class Call {
     params.x = read(x);
     params.up = read(up);
     params.gate = read(gate);
-    params.down = read(down);
   }
 
   // A tensor that the launch reads.
@@ -52,6 +51,7 @@ class Call {
 
 Tensor sglu_cuda(Tensor x, Tensor up, Tensor gate, Tensor down, std::optional<double> norm_eps, bool residual) {
   Call call("sglu", x, up, gate, down, norm_eps, residual);
+  call.params.down = call.read(down);
   Tensor out = torch::stable::new_empty(x, x.sizes());
   call.params.out = out.mutable_data_ptr();
   call.run(cuda::launch_sglu);
@@ -69,6 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sglu_backward_cuda(Tensor grad_out, T
   Tensor up_rows = torch::stable::new_empty(x, {p.total, p.hidden});
   Tensor gate_rows = torch::stable::new_empty(x, {p.total, p.hidden});
   Tensor hidden = torch::stable::new_empty(x, {p.total, p.hidden});
+  p.down_t = call.read(torch::stable::transpose(down, 0, 1));
   p.grad_out = call.read(grad_out);
   p.grad_x = grad_x.mutable_data_ptr();
   p.grad_up_rows = up_rows.mutable_data_ptr();

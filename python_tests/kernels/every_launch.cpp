@@ -67,7 +67,7 @@ void add_sglu(Launches& launches) {
   params.total = 64;
   params.hidden = 64;
   params.norm = params.residual = true;
-  params.x = params.up = params.gate = params.down = params.grad_out = device_memory;
+  params.x = params.up = params.gate = params.down = params.down_t = params.grad_out = device_memory;
   params.out = params.grad_x = params.grad_up_rows = params.grad_gate_rows = params.hidden_rows = device_memory;
   for (DType dtype : {DType::kBFloat16, DType::kHalf})
     for (int64_t dim : {64, 128, 256}) {

@@ -19,7 +19,7 @@ from .qla_checks import DTYPE_IDS, bits
 FILES = ("forward", "backward")
 ENTRY = "python_tests/kernels/sglu_entry.cpp"
 GRADIENTS = ("grad_x", "grad_up_rows", "grad_gate_rows", "hidden_rows")
-POINTERS = ("x", "up", "gate", "down", "grad_out", "out", *GRADIENTS)
+POINTERS = ("x", "up", "gate", "down", "down_t", "grad_out", "out", *GRADIENTS)
 
 
 @cache
@@ -87,6 +87,7 @@ class Call:
         self.arrays: dict[str, DeviceArray] = {
             name: self.device.array(bits(values), name=name) for name, values in case.tensors.items()
         }
+        self.arrays["down_t"] = self.device.array(bits(case.tensors["down"].t().contiguous()), name="down_t")
 
     def _run(self, names: tuple[str, ...], backward: bool) -> int:
         case, arrays = self.case, self.arrays

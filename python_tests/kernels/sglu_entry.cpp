@@ -12,7 +12,7 @@ extern "C" int test_sglu(const int64_t* sizes, void* const* pointers, double eps
   p.norm = *sizes++ != 0;
   p.residual = *sizes++ != 0;
   p.eps = static_cast<float>(eps);
-  for (const void** rows : {&p.x, &p.up, &p.gate, &p.down, &p.grad_out}) *rows = *pointers++;
+  for (const void** rows : {&p.x, &p.up, &p.gate, &p.down, &p.down_t, &p.grad_out}) *rows = *pointers++;
   for (void** rows : {&p.out, &p.grad_x, &p.grad_up_rows, &p.grad_gate_rows, &p.hidden_rows}) *rows = *pointers++;
   try {
     return backward != 0 ? vista::cuda::launch_sglu_backward(p, nullptr) : vista::cuda::launch_sglu(p, nullptr);

@@ -20,8 +20,7 @@ struct BackwardShape {
   static constexpr int kRows = D == 128 ? 32 : 64, kThreads = kRows * 4;
   static constexpr int kChunk = 16, kHalf = 8;  // hidden columns in a stage, and of a warp
   static constexpr int kStages = 3;
-  static constexpr int kPitch = padded<T>(D), kDownPitch = padded<T>(kChunk);
-  static constexpr int kUpGate = 2 * kChunk * kPitch, kStage = kUpGate + D * kDownPitch;
+  static constexpr int kPitch = padded<T>(D), kUpGate = 2 * kChunk * kPitch, kStage = 3 * kChunk * kPitch;
   static constexpr int kRing = kStages * kStage, kTiles = 2 * kRows * kPitch;  // rows pass through the ring's memory
   // Of each row 8 columns at a time: grad_up_rows, grad_gate_rows, the next of both, hidden, nothing, the next of it.
   static constexpr int kMeetingPitch = padded<T>(8 * kHalf), kMeeting = kRows * kMeetingPitch;
@@ -30,16 +29,16 @@ struct BackwardShape {
   static constexpr int kBlocks = D == 256 ? 1 : (D == 128 ? 3 : 2);
 };
 
-// acc += A B, B [K][8]
+// acc += A B^T, B [8][K]
 template <class T, int K, int kPitch>
 __device__ inline void times_eight(float (&acc)[4], const Fragments<K>& a, const T* b) {
-  const uint32_t from = shared_address(b + lane_id() * kPitch);
+  const uint32_t from = shared_address(b + lane_id() % 8 * kPitch + lane_id() / 8 * 8);
 #pragma unroll
   for (int k = 0; k < K / 32; ++k) {
-    uint32_t rows[4];
-    load_matrices_transposed(rows, from + k * 32 * kPitch * sizeof(T));
-    mma(acc, a[2 * k], rows[0], rows[1], T{});
-    mma(acc, a[2 * k + 1], rows[2], rows[3], T{});
+    uint32_t columns[4];
+    load_matrices(columns, from + k * 32 * sizeof(T));
+    mma(acc, a[2 * k], columns[0], columns[1], T{});
+    mma(acc, a[2 * k + 1], columns[2], columns[3], T{});
   }
 }
 
@@ -87,8 +86,9 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
         copy_rows<T, kHalf, D, kPitch, kThreads>(stage + i * kHalf * kPitch, from, dim, hidden - begin, dim, thread);
       }
       const int begin = step * kChunk;
-      copy_rows<T, D, kChunk, Shape::kDownPitch, kThreads>(
-          stage + Shape::kUpGate, static_cast<const T*>(p.down) + begin, hidden, dim, hidden - begin, thread);
+      copy_rows<T, kChunk, D, kPitch, kThreads>(stage + Shape::kUpGate,
+                                                static_cast<const T*>(p.down_t) + static_cast<int64_t>(begin) * dim,
+                                                dim, hidden - begin, dim, thread);
     }
     commit_copies();
   };
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
     clear<2 * kHalf>(both);
     Math::template nt<D, 2 * kHalf, kPitch>(both, x, stage + half * 2 * kHalf * kPitch);
     float of_hidden[1][4] = {};  // grad_out down
-    times_eight<T, D, Shape::kDownPitch>(of_hidden[0], grad, stage + Shape::kUpGate + half * kHalf);
+    times_eight<T, D, kPitch>(of_hidden[0], grad, stage + Shape::kUpGate + half * kHalf * kPitch);
 
     float product[1][4];
 #pragma unroll

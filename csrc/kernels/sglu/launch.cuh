@@ -8,7 +8,7 @@
 namespace vista::cuda {
 
 inline void check_sglu(const SgluParams& p) {
-  const void* pointers[] = {p.x,   p.up,     p.gate,         p.down,           p.grad_out,
+  const void* pointers[] = {p.x,   p.up,     p.gate,         p.down,           p.down_t,     p.grad_out,
                             p.out, p.grad_x, p.grad_up_rows, p.grad_gate_rows, p.hidden_rows};
   for (const void* pointer : pointers)
     if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0)

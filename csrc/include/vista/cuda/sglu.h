@@ -21,7 +21,8 @@ struct SgluParams {
   const void* x;         // [total, dim]
   const void* up;        // [hidden, dim]
   const void* gate;      // [hidden, dim]
-  const void* down;      // [dim, hidden]
+  const void* down;      // [dim, hidden], read forward
+  const void* down_t;    // [hidden, dim], the transpose, read backward
   const void* grad_out;  // [total, dim]
   void* out;             // [total, dim]
   void* grad_x;          // [total, dim]
