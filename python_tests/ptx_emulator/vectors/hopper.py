@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from .exact import BF16, F16, F32
 from .vector import Rows, WarpSpec
@@ -144,7 +145,7 @@ def _product(kind: str, format_, swizzle: int, mn_major: bool, a_in_registers: b
     rows, results = [], []
     for thread in range(128):
         warp, group, lane = thread // 32, thread % 32 // 4, thread % 4
-        row = sum(pairs_a[4 * thread : 4 * thread + 4], []) + pairs_b[thread]
+        row = [*chain.from_iterable(pairs_a[4 * thread : 4 * thread + 4]), *pairs_b[thread]]
         if a_in_registers:
             for part in range(4):
                 m, k = 16 * warp + group + 8 * (part % 2), 2 * lane + 8 * (part // 2)
