@@ -15,7 +15,11 @@ import cmake_build
 
 TESTS = cmake_build.ROOT / "python_tests"
 FAKE_RUNTIME = TESTS / "ptx_emulator" / "fake_cudart.cpp"
-CAPABILITY_MAJOR, MAX_SHARED_OPTIN = 75, 97  # cudaDeviceAttr
+ATTRIBUTES = {  # of an H100, by cudaDeviceAttr
+    16: 132,  # multiprocessors
+    97: 227 * 1024,  # most shared memory of a block
+}
+CAPABILITY_MAJOR = 75
 CARDS = (8, 9)  # launch functions may have a kernel for each
 
 
@@ -65,7 +69,8 @@ def record(archive: Path, scratch: Path) -> dict[str, Launch]:
     ctypes.c_void_p.in_dll(library, "emulator_launch").value = ctypes.cast(launch_callback, ctypes.c_void_p).value
     ctypes.c_void_p.in_dll(library, "emulator_memory").value = ctypes.cast(memory_callback, ctypes.c_void_p).value
     attributes = (ctypes.c_int * 256).in_dll(library, "emulator_attributes")
-    attributes[MAX_SHARED_OPTIN] = 227 * 1024
+    for attribute, value in ATTRIBUTES.items():
+        attributes[attribute] = value
     for device, card in enumerate(CARDS):
         ctypes.c_int.in_dll(library, "emulator_device").value = device
         attributes[CAPABILITY_MAJOR] = card
