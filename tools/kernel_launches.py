@@ -19,6 +19,8 @@ ATTRIBUTES = {  # of an H100, by cudaDeviceAttr
     16: 132,  # multiprocessors
     97: 227 * 1024,  # most shared memory of a block
 }
+CAPABILITY_MAJOR = 75
+CARDS = (8, 9)  # launch functions may have a kernel for each
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def record(archive: Path, scratch: Path) -> dict[str, Launch]:
     attributes = (ctypes.c_int * 256).in_dll(library, "emulator_attributes")
     for attribute, value in ATTRIBUTES.items():
         attributes[attribute] = value
-    for index in range(library.vista_number_of_launches()):
-        if library.vista_launch(index) != 0:
-            raise RuntimeError(f"launch {index} of every_launch.cpp failed")
+    for device, card in enumerate(CARDS):
+        ctypes.c_int.in_dll(library, "emulator_device").value = device
+        attributes[CAPABILITY_MAJOR] = card
+        for index in range(library.vista_number_of_launches()):
+            if library.vista_launch(index) != 0:
+                raise RuntimeError(f"launch {index} of every_launch.cpp failed on a card {card}.x")
     return seen

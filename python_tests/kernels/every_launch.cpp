@@ -9,6 +9,7 @@
 #include "vista/cuda/gemm.h"
 #include "vista/cuda/launch.h"
 #include "vista/cuda/qla.h"
+#include "vista/cuda/sglu.h"
 
 using namespace vista;
 using namespace vista::cuda;
@@ -78,6 +79,22 @@ void add_linear_silu(Launches& launches) {
       }
 }
 
+void add_sglu(Launches& launches) {
+  SgluParams params{};
+  params.total = 64;
+  params.hidden = 64;
+  params.norm = params.residual = true;
+  params.x = params.up = params.gate = params.down = params.down_t = params.grad_out = device_memory;
+  params.out = params.grad_x = params.grad_up_rows = params.grad_gate_rows = params.hidden_rows = device_memory;
+  for (DType dtype : {DType::kBFloat16, DType::kHalf})
+    for (int64_t dim : {64, 128, 256}) {
+      params.dtype = dtype;
+      params.dim = dim;
+      launches.push_back([=] { return launch_sglu(params, nullptr); });
+      launches.push_back([=] { return launch_sglu_backward(params, nullptr); });
+    }
+}
+
 void add_cache_rows(Launches& launches) {
   auto* num_bad = reinterpret_cast<int64_t*>(device_memory);
   for (int64_t misaligned : {0, 4}) {
@@ -105,6 +122,7 @@ const Launches& all() {
     add_qla(list);
     add_cross_attn(list);
     add_linear_silu(list);
+    add_sglu(list);
     add_cache_rows(list);
     return list;
   }();

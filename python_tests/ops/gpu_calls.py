@@ -55,6 +55,15 @@ def qla_calls(device: str, dtype: torch.dtype, d: int, e: int, heads: int = 2) -
     yield f"qla_apply {label}", partial(_with_gradients, apply, [q, state, k, v])
 
 
+def sglu_calls(device: str, dtype: torch.dtype, dim: int, hidden: int) -> Iterator[tuple[str, Callable]]:
+    """Names and calls of the feed-forward half; a call returns all results, gradients among them."""
+    label = f"{str(dtype).removeprefix('torch.')} {dim} {hidden}"
+    weights = [_normal(shape, device, dtype, 1) / 16 for shape in ((hidden, dim), (hidden, dim), (dim, hidden))]
+    for rows, options in ((1, {}), (193, {"norm_eps": 1e-6, "residual": True}), (64, {"norm_eps": 1e-6})):
+        inputs = [_normal((rows, dim), device, dtype, 0), *weights]
+        yield f"sglu {label} rows {rows}", partial(_with_gradients, partial(ops.sglu, **options), inputs)
+
+
 def row_calls(device: str, dtype: torch.dtype, scheme: str) -> Iterator[tuple[str, Callable]]:
     """Names and calls on cache rows; a call returns all results."""
     x = _normal((7, 5, 192), device, dtype, 4)
@@ -97,6 +106,9 @@ def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callabl
             yield f"{name} qla d{d} e{e}", partial(qla_calls, dtype=dtype, d=d, e=e)
         for widths in ((64, 264), (264, 64), (24, 7)):
             yield f"{name} linear {widths}", partial(linear_calls, dtype=dtype, widths=widths)
+        if dtype != torch.float32:  # not built for a GPU
+            for dim, hidden in ((64, 64), (24, 40), (128, 136), (256, 48)):
+                yield f"{name} sglu {dim} {hidden}", partial(sglu_calls, dtype=dtype, dim=dim, hidden=hidden)
         for scheme in SCHEMES:
             yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
 

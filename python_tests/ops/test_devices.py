@@ -9,8 +9,8 @@ OFFSETS = torch.tensor([0, 2, 5])
 ROWS = torch.ones(5, 2, 16)
 STATE = torch.ones(2, 2, 16, 16)
 SCALE, TARGETS, LSE = torch.ones(2), torch.tensor([1, 1]), torch.ones(5, 2)
-MATRIX = torch.ones(8, 8)
 BYTES, SLOTS = torch.zeros(4, 128, dtype=torch.uint8), torch.tensor([0, 1])
+MATRIX = torch.ones(16, 16)
 
 INPUTS = {
     "qla": (ROWS, ROWS, ROWS, OFFSETS, 3, TARGETS, SCALE),
@@ -23,6 +23,8 @@ INPUTS = {
     "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "linear_silu": (MATRIX, MATRIX, MATRIX[0]),
     "linear_silu_backward": (MATRIX, MATRIX, MATRIX, MATRIX[0]),
+    "sglu": (MATRIX,) * 4,
+    "sglu_backward": (MATRIX,) * 5,
     "cache_gather": (BYTES, SLOTS, 2, 16),
     "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
 }

@@ -91,7 +91,10 @@ class QlaBlock(nn.Module):
             state_activation=self.state_activation,
         )
         x = x + self.dropout(self.out(self.head_norm(attended).flatten(1)))
-        return x + self.dropout(self.sglu(self.sglu_norm(x)))
+        if self.training and self.dropout.p > 0:
+            return x + self.dropout(self.sglu(x, self.sglu_norm))
+        rows: Tensor = self.sglu(x, self.sglu_norm, residual=True)
+        return rows
 
     def _split(self, rows: Tensor) -> Tensor:
         return rows.view(-1, self.heads, self.head_dim)

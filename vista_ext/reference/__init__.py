@@ -3,5 +3,14 @@
 from vista_ext.reference.cross_attn import cross_attn_by_mask, cross_attn_by_rows
 from vista_ext.reference.linear_silu import linear_silu
 from vista_ext.reference.qla import qla_by_rows, qla_by_state
+from vista_ext.reference.sglu import sglu_by_columns, sglu_by_products
 
-__all__ = ["cross_attn_by_mask", "cross_attn_by_rows", "linear_silu", "qla_by_rows", "qla_by_state"]
+__all__ = [
+    "cross_attn_by_mask",
+    "cross_attn_by_rows",
+    "linear_silu",
+    "qla_by_rows",
+    "qla_by_state",
+    "sglu_by_columns",
+    "sglu_by_products",
+]
