@@ -223,6 +223,9 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optio
 }
 
 }  // namespace
+
+const QlaHalves qla_halves_cuda{qla_state_cuda, qla_state_backward_cuda, qla_apply_cuda, qla_apply_backward_cuda};
+
 }  // namespace vista
 
 STABLE_TORCH_LIBRARY_IMPL(vista, CUDA, m) {

@@ -2,6 +2,7 @@
 
 from vista_ext.ops.cache_rows import cache_gather, cache_scatter_, dequantize_rows, quantize_rows
 from vista_ext.ops.cross_attn import jagged_cross_attn
+from vista_ext.ops.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "dequantize_rows",
     "jagged_cross_attn",
     "mean_scale",
+    "projected_qla_apply",
+    "projected_qla_state",
     "qla",
     "qla_apply",
     "qla_state",

@@ -54,3 +54,12 @@ def forbid_double_backward(name: str) -> None:
         raise RuntimeError(f"{name} is not differentiable: double backward through vista ops is not implemented")
 
     torch.library.register_autograd(name, backward)
+
+
+def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """The operands of a product in autocast's dtype, where that is on: what torch does for its own products."""
+    operands = [x, *others]
+    if not torch.is_autocast_enabled(x.device.type):
+        return operands
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return [None if operand is None else operand.to(dtype) for operand in operands]

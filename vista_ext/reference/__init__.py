@@ -1,6 +1,14 @@
 """Naive formulas of the ops, in plain torch: any float dtype, differentiable, written to be read."""
 
 from vista_ext.reference.cross_attn import cross_attn_by_mask, cross_attn_by_rows
+from vista_ext.reference.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.reference.qla import qla_by_rows, qla_by_state
 
-__all__ = ["cross_attn_by_mask", "cross_attn_by_rows", "qla_by_rows", "qla_by_state"]
+__all__ = [
+    "cross_attn_by_mask",
+    "cross_attn_by_rows",
+    "projected_qla_apply",
+    "projected_qla_state",
+    "qla_by_rows",
+    "qla_by_state",
+]
