@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import autocast, forbid_double_backward, register_fake
-from vista_ext.ops.qla import Activation, refuse_scale_gradient
+from vista_ext.ops._autograd import autocast, forbid_double_backward, refuse_scale_gradient, register_fake
+from vista_ext.ops.qla import Activation
 
 
 def projected_qla_state(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import forbid_double_backward, register_fake
+from vista_ext.ops._autograd import forbid_double_backward, refuse_scale_gradient, register_fake
 
 Activation = Literal["silu", "shifted_elu", "relu", "identity"]
 
@@ -220,11 +220,6 @@ def _(
         q.new_empty((own_rows, q.shape[1], q.shape[2])),
         q.new_empty((own_rows, q.shape[1], state.shape[3])),
     )
-
-
-def refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
-    if attn_scale is not None and attn_scale.requires_grad:
-        raise RuntimeError(f"vista::{op}: attn_scale must not require a gradient (it is not differentiable), found one")
 
 
 def _qla_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
