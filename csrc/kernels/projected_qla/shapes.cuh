@@ -3,10 +3,16 @@
 // A block keeps the weights of some columns for as long as it lives. More columns mean fewer blocks that read the same
 // rows of x and larger tiles for a warp, hence fewer reads of shared memory for a product: 256 columns (8 warps of 32 x
 // 64) need 131 KB at dim 256, 128 columns half. So a call gets the instance with most columns that do something, of
-// those whose weights fit the device beside what the kernel needs: all fit 227 KB (sm_90) up to dim 256 but apply with
-// two heads of 128; 163 KB (sm_80) hold 128 columns at dim 256, 256 at dim 128; 99 KB (sm_86, sm_89) 128 columns at dim
-// 128, and no apply_backward but of a dim up to 40.
-// What fits nowhere is composed by the caller: at dim 512 both backwards of head dim 128.
+// those whose weights fit the device beside what else the kernel needs.
+//
+// By shared memory of a block, the widest x for which there is one (state, apply, state_backward, apply_backward):
+//                 d = 32 or 64          d = 128
+//     sm_90       704 704 704 512       704 640 256 448
+//     sm_80       448 448 448 256       448 384 128 192
+//     sm_86, 89   192 192 192   0       192 128   0   0
+// Two projections (K and V) of a head of 128 are 256 columns; where they do not fit, blocks of the state take a quarter
+// of it each and make every key and value twice. The backward of the state has no such way: dK needs all columns of V.
+// What does not fit is composed by the caller.
 #pragma once
 
 #include "projection.cuh"
