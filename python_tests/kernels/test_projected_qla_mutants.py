@@ -1,4 +1,4 @@
-"""Faults planted into the PTX of the kernels of projected QLA: the checks of test_projected_qla.py find each of them."""
+"""Faults planted into the PTX of the kernels of projected QLA: the checks of test_projected_qla.py find them."""
 
 import pytest
 
