@@ -187,9 +187,12 @@ def broken_rules(manifest: Manifest, record: Manifest) -> list[str]:
             problems.append(f"{where}: is not in the record")
         else:
             problems += [f"{where}: lost its {op}" for op in MUST_STAY if op in recorded["code"] and op not in code]
-        problems += [
-            f"{where}: does not fit on {card}" for card, blocks in kernel.get("blocks", {}).items() if not blocks
-        ]
+        # Where the record says so too, the launch function takes another instance on that card.
+        known = [card for card, blocks in (recorded or {}).get("blocks", {}).items() if not blocks]
+        fits = kernel.get("blocks", {})
+        problems += [f"{where}: does not fit on {card}" for card in fits if not fits[card] and card not in known]
+        if fits and not any(fits.values()):
+            problems.append(f"{where}: fits nowhere")
     gone = [(arch, name) for arch, name, _ in kernels_of(record) if arch in manifest and name not in manifest[arch]]
     return problems + [f"{arch} {name}: is in the record only" for arch, name in gone]
 

@@ -340,6 +340,9 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cpu(Tensor grad_out, std::option
 }
 
 }  // namespace
+
+const QlaHalves qla_halves_cpu{qla_state_cpu, qla_state_backward_cpu, qla_apply_cpu, qla_apply_backward_cpu};
+
 }  // namespace vista
 
 STABLE_TORCH_LIBRARY_IMPL(vista, CPU, m) {

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "attention.h"
 
@@ -74,6 +75,23 @@ inline void check_apply(const char* op, const Tensor& q, const Tensor& state, in
   check_like(op, "self_k", *self_k, "q", q, q.size(2));
   check_like(op, "self_v", *self_v, "q", q, state.size(3));
 }
+
+// The halves of the op on one device, for ops that are composed of them.
+struct QlaHalves {
+  Tensor (*state)(Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len, std::optional<Tensor> num_targets,
+                  std::string activation, bool allow_tf32);
+  std::tuple<Tensor, Tensor> (*state_backward)(Tensor grad_state, Tensor k, Tensor v, Tensor seq_offsets,
+                                               int64_t max_seq_len, std::optional<Tensor> num_targets,
+                                               std::string activation, bool allow_tf32);
+  Tensor (*apply)(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
+                  std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
+                  std::string activation, std::string state_activation, bool allow_tf32);
+  std::tuple<Tensor, Tensor, Tensor, Tensor> (*apply_backward)(
+      Tensor grad_out, Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offsets, int64_t max_seq_len,
+      std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<Tensor> num_targets,
+      std::string activation, std::string state_activation, bool allow_tf32);
+};
+extern const QlaHalves qla_halves_cpu, qla_halves_cuda;
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;

@@ -1,10 +1,6 @@
 // The QLA ops on CUDA: allocation and launches. The contents of offsets and targets are checked by the kernels
 // (vista/cuda/qla.h): the host never waits for the device.
-#include <sstream>
-
-#include "cuda.h"
-#include "qla.h"
-#include "vista/cuda/qla.h"
+#include "qla_call.h"
 
 namespace vista {
 namespace {
@@ -12,75 +8,11 @@ namespace {
 using cuda::QlaParams;
 using cuda::Stream;
 
-// One call of an op: the params, and the tensors that they point at.
-class Call {
- public:
-  QlaParams params{};
-
-  Call(const char* op, const Tensor& rows, int64_t d, int64_t e, const Tensor& seq_offsets, int64_t max_seq_len,
-       const std::optional<Tensor>& num_targets, const std::string& activation, bool allow_tf32)
-      : op_(op), rows_(rows), seq_offsets_(seq_offsets), num_targets_(num_targets) {
-    params.seq_offsets = device_indices(op, "seq_offsets", seq_offsets_, rows);
-    check(seq_offsets_.size(0) > 0, op, "seq_offsets must have batch + 1 entries, found none");
-    check(max_seq_len >= 0, op, "max_seq_len must not be negative, found ", max_seq_len);
-    params.dtype = kernel_dtype(rows.scalar_type());
-    params.allow_tf32 = allow_tf32;
-    params.activation = parse_activation(op, "activation", activation);
-    params.total = rows.size(0);
-    params.batch = seq_offsets_.size(0) - 1;
-    params.heads = rows.size(1);
-    params.d = d;
-    params.e = e;
-    params.max_seq_len = max_seq_len;
-    if (num_targets_.has_value()) {
-      check_per_sequence(op, "num_targets", *num_targets_, params.batch, rows);
-      params.num_targets = device_indices(op, "num_targets", *num_targets_, rows);
-    }
-  }
-
-  void scale_by(const std::optional<Tensor>& attn_scale) {
-    if (!attn_scale.has_value()) return;
-    check_scale(op_, *attn_scale, params.batch, rows_);
-    scale_ = torch::stable::contiguous(*attn_scale);
-    params.attn_scale = floats(*scale_);
-  }
-
-  // The tensors that a launch reads; null pointers for absent ones.
-  const void* read(const std::optional<Tensor>& tensor) {
-    if (!tensor.has_value()) return nullptr;
-    kept_.push_back(packed(*tensor));
-    return kept_.back().const_data_ptr();
-  }
-  const float* read_floats(const std::optional<Tensor>& tensor) { return static_cast<const float*>(read(tensor)); }
-
-  // The plan, then launch(stream). `sums_rows`: whether that takes a state or apply_backward.
-  template <typename Launch>
-  void run(bool sums_rows, const Launch& launch) {
-    Tensor workspace = torch::stable::new_empty(
-        rows_, {static_cast<int64_t>(cuda::qla_workspace_bytes(params, sums_rows))}, ScalarType::Byte);
-    params.workspace = workspace.mutable_data_ptr();
-    std::ostringstream shape;
-    shape << params.batch << " sequences, " << params.total << " rows of " << params.heads << " heads, head dims "
-          << params.d << " and " << params.e << " in " << dtype_name(rows_.scalar_type());
-    launch_on(op_, rows_, shape.str(), [&](Stream stream) {
-      const int code = cuda::launch_qla_plan(params, stream);
-      return code != 0 ? code : launch(stream);
-    });
-  }
-
- private:
-  const char* op_;
-  const Tensor& rows_;
-  Tensor seq_offsets_;
-  std::optional<Tensor> num_targets_, scale_;
-  std::vector<Tensor> kept_;
-};
-
 Tensor qla_state_cuda(Tensor k, Tensor v, Tensor seq_offsets, int64_t max_seq_len, std::optional<Tensor> num_targets,
                       std::string activation, bool allow_tf32) {
   const char* op = "qla_state";
   check_kv(op, k, v);
-  Call call(op, k, k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, k, k.size(1), k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
   QlaParams& p = call.params;
   Tensor state = state_like(k, p.batch, p.d, p.e);
   p.k = call.read(k);
@@ -95,7 +27,7 @@ std::tuple<Tensor, Tensor> qla_state_backward_cuda(Tensor grad_state, Tensor k, 
                                                    std::string activation, bool allow_tf32) {
   const char* op = "qla_state_backward";
   check_kv(op, k, v);
-  Call call(op, k, k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, k, k.size(1), k.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
   QlaParams& p = call.params;
   check_state(op, "grad_state", grad_state, p.batch, k, p.d, p.e);
   Tensor grad_k = rows_like(k, false), grad_v = rows_like(v, false);
@@ -109,7 +41,7 @@ std::tuple<Tensor, Tensor> qla_state_backward_cuda(Tensor grad_state, Tensor k, 
 }
 
 // What qla_apply and its backward read.
-void read_apply(const char* op, Call& call, const Tensor& q, const Tensor& state, const Tensor& attn_scale,
+void read_apply(const char* op, QlaCall& call, const Tensor& q, const Tensor& state, const Tensor& attn_scale,
                 const std::optional<Tensor>& num_targets, const std::optional<Tensor>& self_k,
                 const std::optional<Tensor>& self_v, const std::string& state_activation) {
   QlaParams& p = call.params;
@@ -130,7 +62,8 @@ Tensor qla_apply_cuda(Tensor q, Tensor state, Tensor attn_scale, Tensor seq_offs
                       std::string activation, std::string state_activation, bool allow_tf32) {
   const char* op = "qla_apply";
   check_rows(op, "q", q);
-  Call call(op, q, q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, q, q.size(1), q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation,
+               allow_tf32);
   read_apply(op, call, q, state, attn_scale, num_targets, self_k, self_v, state_activation);
   QlaParams& p = call.params;
   Tensor out = torch::stable::new_empty(q, {p.total, p.heads, p.e});
@@ -145,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qla_apply_backward_cuda(
     std::string activation, std::string state_activation, bool allow_tf32) {
   const char* op = "qla_apply_backward";
   check_rows(op, "q", q);
-  Call call(op, q, q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, q, q.size(1), q.size(2), last_size(state), seq_offsets, max_seq_len, num_targets, activation,
+               allow_tf32);
   read_apply(op, call, q, state, attn_scale, num_targets, self_k, self_v, state_activation);
   QlaParams& p = call.params;
   check_like(op, "grad_out", grad_out, "q", q, p.e);
@@ -168,7 +102,7 @@ std::tuple<Tensor, Tensor> qla_cuda(Tensor q, Tensor k, Tensor v, Tensor seq_off
                                     std::string activation, std::string state_activation, bool allow_tf32) {
   const char* op = "qla";
   check_qkv(op, q, k, v);
-  Call call(op, q, q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, q, q.size(1), q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
   QlaParams& p = call.params;
   call.scale_by(attn_scale);
   p.state_activation = parse_activation(op, "state_activation", state_activation);
@@ -194,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optio
   const char* op = "qla_backward";
   check_qkv(op, q, k, v);
   check_like(op, "grad_out", grad_out, "q", q, v.size(2));
-  Call call(op, q, q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
+  QlaCall call(op, q, q.size(1), q.size(2), v.size(2), seq_offsets, max_seq_len, num_targets, activation, allow_tf32);
   QlaParams& p = call.params;
   call.scale_by(attn_scale);
   p.state_activation = parse_activation(op, "state_activation", state_activation);
@@ -223,6 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> qla_backward_cuda(Tensor grad_out, std::optio
 }
 
 }  // namespace
+
+const QlaHalves qla_halves_cuda{qla_state_cuda, qla_state_backward_cuda, qla_apply_cuda, qla_apply_backward_cuda};
+
 }  // namespace vista
 
 STABLE_TORCH_LIBRARY_IMPL(vista, CUDA, m) {

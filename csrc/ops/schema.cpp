@@ -29,6 +29,22 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "str state_activation='silu', bool allow_tf32=False) -> (Tensor grad_q, Tensor grad_state, Tensor grad_self_k, "
       "Tensor grad_self_v)");
 
+  // Quasi-linear attention on projections of the rows, which are made on the way
+  m.def(
+      "projected_qla_state(Tensor x, Tensor weight_k, Tensor weight_v, Tensor seq_offsets, SymInt max_seq_len, *, int "
+      "heads, float? norm_eps=None, str activation='silu') -> Tensor");
+  m.def(
+      "projected_qla_state_backward(Tensor grad_state, Tensor x, Tensor weight_k, Tensor weight_v, Tensor seq_offsets, "
+      "SymInt max_seq_len, *, int heads, float? norm_eps=None, str activation='silu') -> (Tensor grad_k_rows, Tensor "
+      "grad_v_rows)");
+  m.def(
+      "projected_qla_apply(Tensor x, Tensor weight_q, Tensor state, Tensor attn_scale, Tensor seq_offsets, SymInt "
+      "max_seq_len, *, float? norm_eps=None, str activation='silu', str state_activation='silu') -> Tensor");
+  m.def(
+      "projected_qla_apply_backward(Tensor grad_out, Tensor x, Tensor weight_q, Tensor state, Tensor attn_scale, "
+      "Tensor seq_offsets, SymInt max_seq_len, *, float? norm_eps=None, str activation='silu', str "
+      "state_activation='silu') -> (Tensor grad_q_rows, Tensor grad_state)");
+
   // Softmax target attention (paper section 3.3)
   m.def(
       "jagged_cross_attn(Tensor q, Tensor k, Tensor v, Tensor q_offsets, Tensor kv_offsets, SymInt max_q_len, SymInt "

@@ -3,13 +3,16 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from python_tests.models.conftest import NOW, make_histories
+from vista_ext import ops
 from vista_ext.models import FeatureSchema, Histories, Vista, VistaConfig
 from vista_ext.models.summarizer import Summarizer
+from vista_ext.nn import qla_block
 from vista_ext.reference import qla_by_state
 from vista_ext.testing import rms
 
@@ -57,6 +60,56 @@ def test_summarizer_is_the_definition(seeds, scale, layers):
         assert rms(result - right) < 2e-6 * rms(right)  # a few tens of float32 roundings
 
 
+@pytest.mark.parametrize("seeds", ["source", "target"])
+def test_projections_on_the_way_change_nothing(monkeypatch, seeds):
+    """Forward, gradients and streaming, where the rule would choose the other ops; the norms have weights of their own.
+
+    Seeds as targets need keys and values of their own: in the same step a layer's seeds take the one way and its
+    history the other.
+    """
+    torch.manual_seed(0)
+    summarizer = Summarizer(VistaConfig(seeds=seeds, summary_layers=2))
+    for layer in summarizer.layers:
+        torch.nn.init.uniform_(layer.norm.weight, 0.5, 1.5)
+    names = list(summarizer.state_dict())
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0)
+    rows = torch.randn(sum(LENGTHS), summarizer.config.dim)
+    grad = torch.randn(len(LENGTHS), summarizer.config.num_seeds, summarizer.config.dim)
+
+    def results():
+        events = rows.clone().requires_grad_()
+        out = summarizer(events, offsets, 300)
+        grads = torch.autograd.grad(out, (events, *summarizer.parameters()), grad, allow_unused=True)
+        return out, summarizer.stream_(rows.clone(), offsets, 13), *(g for g in grads if g is not None)
+
+    tensors = results()
+    calls = []
+    for name in ("projected_qla_state", "projected_qla_apply"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, op=op, **o: calls.append(op) or op(*a, **o))
+    monkeypatch.setattr(qla_block, "makes_projections_on_the_way", lambda x, head_dim: True)
+    on_the_way = results()
+    assert len(set(calls)) == 2 and list(summarizer.state_dict()) == names
+    for one, other in zip(tensors, on_the_way, strict=True):
+        assert rms(one - other) < 1e-5 * rms(one)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "dim", "right"),
+    [
+        (torch.bfloat16, 64, 256, True),
+        (torch.float16, 32, 72, True),
+        (torch.float32, 64, 256, False),
+        (torch.bfloat16, 48, 256, False),
+        (torch.bfloat16, 64, 252, False),
+    ],
+)
+def test_rule_of_the_projections(dtype, head_dim, dim, right):
+    rows = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(5, dim))
+    assert qla_block.makes_projections_on_the_way(rows, head_dim) is right
+    assert not qla_block.makes_projections_on_the_way(torch.ones(5, dim, dtype=dtype), head_dim)
+
+
 def test_gradients_reach_the_seeds_and_events():
     config = VistaConfig(summary_layers=2)
     summarizer = Summarizer(config)
@@ -81,6 +134,7 @@ def test_streaming_100k_events_equals_the_whole():
 PEAK = """
 import re, sys, torch
 from python_tests.models.conftest import make_histories
+from vista_ext import ops
 from vista_ext.models import FeatureSchema, Vista, VistaConfig
 
 def status(key):

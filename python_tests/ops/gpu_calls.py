@@ -64,6 +64,25 @@ def sglu_calls(device: str, dtype: torch.dtype, dim: int, hidden: int) -> Iterat
         yield f"sglu {label} rows {rows}", partial(_with_gradients, partial(ops.sglu, **options), inputs)
 
 
+def projected_calls(device: str, dtype: torch.dtype, dim: int, d: int, heads: int) -> Iterator[tuple[str, Callable]]:
+    """Names and calls of QLA on projections; a call returns all results, gradients among them."""
+    ends = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()])
+    offsets, total, longest = ends.to(device), int(ends[-1]) + PADDING, max(LENGTHS)
+    x, *weights = (_normal((n, dim), device, dtype, seed) for seed, n in enumerate((total, heads * d, heads * d)))
+    state = _normal((len(LENGTHS), heads, d, d), device, torch.float32, 3)
+    scale = torch.linspace(0.01, 0.1, len(LENGTHS)).to(device)
+    label = f"{str(dtype).removeprefix('torch.')} dim{dim} h{heads} d{d}"
+
+    def state_of(x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.projected_qla_state(x, k / dim**0.5, v / dim**0.5, offsets, longest, heads=heads, norm_eps=1e-6)
+
+    def apply(x: Tensor, q: Tensor, state: Tensor) -> Tensor:
+        return ops.projected_qla_apply(x, q / dim**0.5, state, scale, offsets.int(), longest, activation="relu")
+
+    yield f"projected_qla_state {label}", partial(_with_gradients, state_of, [x, *weights])
+    yield f"projected_qla_apply {label}", partial(_with_gradients, apply, [x, weights[0], state])
+
+
 def row_calls(device: str, dtype: torch.dtype, scheme: str) -> Iterator[tuple[str, Callable]]:
     """Names and calls on cache rows; a call returns all results."""
     x = _normal((7, 5, 192), device, dtype, 4)
@@ -109,6 +128,10 @@ def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callabl
         if dtype != torch.float32:  # not built for a GPU
             for dim, hidden in ((64, 64), (24, 40), (128, 136), (256, 48)):
                 yield f"{name} sglu {dim} {hidden}", partial(sglu_calls, dtype=dtype, dim=dim, hidden=hidden)
+        # The last is composed on every device: its head dim is not built.
+        for dim, d, heads in ((64, 32, 3), (256, 64, 4), (136, 128, 1), (512, 64, 3), (64, 40, 2)):
+            group = partial(projected_calls, dtype=dtype, dim=dim, d=d, heads=heads)
+            yield f"{name} projected dim{dim} h{heads} d{d}", group
         for scheme in SCHEMES:
             yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
 

@@ -16,6 +16,7 @@ from vista_ext import ops
 x = torch.randn(100, 2, 32, device="cuda", requires_grad=True)
 rows = ops.quantize_rows(torch.randn(8, 5, 192, device="cuda"))
 state = torch.zeros(2, 2, 32, 32, device="cuda")
+half, weight = x[:, 0].detach().bfloat16().repeat(1, 2), torch.ones(64, 64, dtype=torch.bfloat16, device="cuda")
 def ints(*values):
     return torch.tensor(values, device="cuda")
 def qla(offsets, longest, **options):
@@ -40,6 +41,10 @@ BAD = {
     "more targets than rows": "qla(ints(0, 40, 100), 60, num_targets=ints(41, 0))",
     "offsets of qla_state": "ops.qla_state(x, x, ints(0, 40, 101), 100)",
     "offsets of qla_apply": "ops.qla_apply(x, state, torch.ones(2, device='cuda'), ints(0, 40, 101), 100)",
+    "offsets of projected_qla_state": "ops.projected_qla_state(half, weight, weight, ints(0, 40, 101), 100, heads=2)",
+    "offsets of projected_qla_apply": (
+        "ops.projected_qla_apply(half, weight, state, torch.ones(2, device='cuda'), ints(0, 60, 40), 100)"
+    ),
     "a slot to gather beyond the cache": "ops.cache_gather(rows, ints(0, 8), 5, 192)",
     "a negative slot to gather": "ops.cache_gather(rows, ints(-1, 0), 5, 192)",
     "a slot to scatter beyond the cache": "ops.cache_scatter_(rows, ints(0, 2**40), rows[:2].clone())",

@@ -8,6 +8,7 @@ import vista_ext  # noqa: F401  (registers the ops)
 OFFSETS = torch.tensor([0, 2, 5])
 ROWS = torch.ones(5, 2, 16)
 STATE = torch.ones(2, 2, 16, 16)
+X, WEIGHT = torch.ones(5, 8), torch.ones(32, 8)
 SCALE, TARGETS, LSE = torch.ones(2), torch.tensor([1, 1]), torch.ones(5, 2)
 BYTES, SLOTS = torch.zeros(4, 128, dtype=torch.uint8), torch.tensor([0, 1])
 MATRIX = torch.ones(16, 16)
@@ -19,6 +20,10 @@ INPUTS = {
     "qla_state_backward": (STATE, ROWS, ROWS, OFFSETS, 3, TARGETS),
     "qla_apply": (ROWS, STATE, SCALE, OFFSETS, 3, ROWS, ROWS, TARGETS),
     "qla_apply_backward": (ROWS, ROWS, STATE, SCALE, OFFSETS, 3, ROWS, ROWS, TARGETS),
+    "projected_qla_state": (X, WEIGHT, WEIGHT, OFFSETS, 3),
+    "projected_qla_state_backward": (STATE, X, WEIGHT, WEIGHT, OFFSETS, 3),
+    "projected_qla_apply": (X, WEIGHT, STATE, SCALE, OFFSETS, 3),
+    "projected_qla_apply_backward": (ROWS, X, WEIGHT, STATE, SCALE, OFFSETS, 3),
     "jagged_cross_attn": (ROWS, ROWS, ROWS, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "linear_silu": (MATRIX, MATRIX, MATRIX[0]),
@@ -28,6 +33,7 @@ INPUTS = {
     "cache_gather": (BYTES, SLOTS, 2, 16),
     "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
 }
+OPTIONS = {"projected_qla_state": {"heads": 2}, "projected_qla_state_backward": {"heads": 2}}
 CASES = [(op, i) for op, inputs in INPUTS.items() for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
 
 
@@ -35,14 +41,14 @@ CASES = [(op, i) for op, inputs in INPUTS.items() for i, x in enumerate(inputs) 
 def test_one_input_on_another_device(op, index):
     call = getattr(torch.ops.vista, op)
     inputs = list(INPUTS[op])
-    call(*inputs)
+    call(*inputs, **OPTIONS.get(op, {}))
     inputs[index] = inputs[index].to("meta")
     arguments = call.default._schema.arguments
     named = arguments[index or 1].name  # the others are compared with the first
     with pytest.raises(
         RuntimeError, match=rf"vista::{op}: {named} must be on \w+ as {arguments[0].name} is, found it on"
     ):
-        call(*inputs)
+        call(*inputs, **OPTIONS.get(op, {}))
 
 
 def test_a_result_to_write_on_another_device():

@@ -65,7 +65,7 @@ class Summarizer(nn.Module):
         walk = _SeedWalk(self, seq_offsets, events.dtype)
         for number, block in enumerate(self.layers):
             layer = cast(QlaBlock, block)
-            state = layer.state(*layer.keys_values(events), seq_offsets, max_seq_len)
+            state = layer.state(events, seq_offsets, max_seq_len)
             state = walk.advance(layer, state)
             if number + 1 < len(self.layers):
                 events = layer.read(events, state, walk.attn_scale, seq_offsets, max_seq_len)
@@ -88,7 +88,7 @@ class Summarizer(nn.Module):
                 (len(seq_offsets) - 1, layer.heads, layer.head_dim, layer.head_dim), dtype=torch.float32
             )
             for users, rows, offsets in released(pieces):
-                state[users] += layer.state(*layer.keys_values(events[rows]), offsets, chunk)
+                state[users] += layer.state(events[rows], offsets, chunk)
             state = walk.advance(layer, state)
             if number + 1 < len(self.layers):
                 for users, rows, offsets in released(pieces):
@@ -121,17 +121,10 @@ class _SeedWalk:
 
     def advance(self, layer: QlaBlock, state: Tensor) -> Tensor:
         """Take the seeds through a layer whose state over the history is given; returns the state over all sources."""
-        own = layer.keys_values(self.rows)
         if self.as_sources:
-            state = state + layer.state(*own, self.offsets, self.most)
-        self.rows = layer.read(
-            self.rows,
-            state,
-            self.attn_scale,
-            self.offsets,
-            self.most,
-            own=None if self.as_sources else own,
-        )
+            state = state + layer.state(self.rows, self.offsets, self.most)
+        own = None if self.as_sources else layer.keys_values(self.rows)
+        self.rows = layer.read(self.rows, state, self.attn_scale, self.offsets, self.most, own=own)
         return state
 
     def summaries(self) -> Tensor:

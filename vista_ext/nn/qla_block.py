@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vista_ext import ops
 from vista_ext.nn.sglu import SGLU
 from vista_ext.ops.qla import Activation
+
+
+def makes_projections_on_the_way(x: Tensor, head_dim: int) -> bool:
+    """Whether a layer leaves its projections to `ops.projected_qla_state` and `ops.projected_qla_apply`.
+
+    On a GPU, where kernels are built for the rows: that saves the traffic of keys, values and queries, and what
+    autograd would keep of them, which at long histories is more than the memory of the device. Elsewhere those ops are
+    composed of the same products as the layer, only in smaller pieces: it keeps the products of all rows at once.
+    """
+    if not x.is_cuda or head_dim not in (32, 64, 128) or x.shape[-1] % 8 != 0:
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 class QlaBlock(nn.Module):
@@ -54,9 +68,20 @@ class QlaBlock(nn.Module):
         y = self.norm(x)
         return self._split(self.key(y)), self._split(self.value(y))
 
-    def state(self, keys: Tensor, values: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
-        """The float32 state `[n, heads, head_dim, head_dim]` of source rows; states of parts add up."""
-        return ops.qla_state(keys, values, seq_offsets, max_seq_len, activation=self.activation)
+    def state(self, x: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
+        """The float32 state `[n, heads, head_dim, head_dim]` of source rows `[total, dim]`; states of parts add up."""
+        if not makes_projections_on_the_way(x, self.head_dim):
+            return ops.qla_state(*self.keys_values(x), seq_offsets, max_seq_len, activation=self.activation)
+        return ops.projected_qla_state(
+            x,
+            self._folded(self.key),
+            self._folded(self.value),
+            seq_offsets,
+            max_seq_len,
+            heads=self.heads,
+            norm_eps=self.norm.eps,
+            activation=self.activation,
+        )
 
     def read(
         self,
@@ -76,10 +101,37 @@ class QlaBlock(nn.Module):
             attn_scale: float32 `[n]`, factor of each sequence.
             own: keys and values of `x` when its rows are targets, which add their own term.
         """
-        queries = self._split(self.query(self.norm(x)))
+        attended = self._attend(x, state, attn_scale, seq_offsets, max_seq_len, own)
+        x = x + self.dropout(self.out(self.head_norm(attended).flatten(1)))
+        if self.training and self.dropout.p > 0:
+            return x + self.dropout(self.sglu(x, self.sglu_norm))
+        rows: Tensor = self.sglu(x, self.sglu_norm, residual=True)
+        return rows
+
+    def _attend(
+        self,
+        x: Tensor,
+        state: Tensor,
+        attn_scale: Tensor,
+        seq_offsets: Tensor,
+        max_seq_len: int,
+        own: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        if own is None and makes_projections_on_the_way(x, self.head_dim):
+            return ops.projected_qla_apply(
+                x,
+                self._folded(self.query),
+                state,
+                attn_scale,
+                seq_offsets,
+                max_seq_len,
+                norm_eps=self.norm.eps,
+                activation=self.activation,
+                state_activation=self.state_activation,
+            )
         self_k, self_v = own if own is not None else (None, None)
-        attended = ops.qla_apply(
-            queries,
+        return ops.qla_apply(
+            self._split(self.query(self.norm(x))),
             state,
             attn_scale,
             seq_offsets,
@@ -90,11 +142,10 @@ class QlaBlock(nn.Module):
             activation=self.activation,
             state_activation=self.state_activation,
         )
-        x = x + self.dropout(self.out(self.head_norm(attended).flatten(1)))
-        if self.training and self.dropout.p > 0:
-            return x + self.dropout(self.sglu(x, self.sglu_norm))
-        rows: Tensor = self.sglu(x, self.sglu_norm, residual=True)
-        return rows
+
+    def _folded(self, projection: nn.Linear) -> Tensor:
+        """The projection of rows that the norm has divided, but not weighted."""
+        return projection.weight * self.norm.weight
 
     def _split(self, rows: Tensor) -> Tensor:
         return rows.view(-1, self.heads, self.head_dim)

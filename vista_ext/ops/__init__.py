@@ -3,6 +3,7 @@
 from vista_ext.ops.cache_rows import cache_gather, cache_scatter_, dequantize_rows, quantize_rows
 from vista_ext.ops.cross_attn import jagged_cross_attn
 from vista_ext.ops.linear_silu import linear_silu
+from vista_ext.ops.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 from vista_ext.ops.sglu import sglu, sglu_has_kernel
 
@@ -13,6 +14,8 @@ __all__ = [
     "jagged_cross_attn",
     "linear_silu",
     "mean_scale",
+    "projected_qla_apply",
+    "projected_qla_state",
     "qla",
     "qla_apply",
     "qla_state",

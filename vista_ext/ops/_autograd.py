@@ -56,6 +56,12 @@ def forbid_double_backward(name: str) -> None:
     torch.library.register_autograd(name, backward)
 
 
+def refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
+    """Make an `attn_scale` that wants a gradient an error: it would get none."""
+    if attn_scale is not None and attn_scale.requires_grad:
+        raise RuntimeError(f"vista::{op}: attn_scale must not require a gradient (it is not differentiable), found one")
+
+
 def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """The operands of a product in autocast's dtype, where that is on: what torch does for its own products."""
     operands = [x, *others]

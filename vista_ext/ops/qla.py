@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import forbid_double_backward, register_fake
+from vista_ext.ops._autograd import forbid_double_backward, refuse_scale_gradient, register_fake
 
 Activation = Literal["silu", "shifted_elu", "relu", "identity"]
 
@@ -222,14 +222,9 @@ def _(
     )
 
 
-def _refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
-    if attn_scale is not None and attn_scale.requires_grad:
-        raise RuntimeError(f"vista::{op}: attn_scale must not require a gradient (it is not differentiable), found one")
-
-
 def _qla_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
     q, k, v, seq_offsets, max_seq_len, num_targets, attn_scale = inputs
-    _refuse_scale_gradient("qla", attn_scale)
+    refuse_scale_gradient("qla", attn_scale)
     ctx.save_for_backward(q, k, v, output[1], seq_offsets, num_targets, attn_scale)
     ctx.max_seq_len = max_seq_len
     ctx.options = keyword_only_inputs
@@ -273,7 +268,7 @@ def _state_backward(ctx: Any, grad_state: Tensor) -> Any:
 
 def _apply_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
     q, state, attn_scale, seq_offsets, max_seq_len, self_k, self_v, num_targets = inputs
-    _refuse_scale_gradient("qla_apply", attn_scale)
+    refuse_scale_gradient("qla_apply", attn_scale)
     ctx.save_for_backward(q, state, attn_scale, seq_offsets, num_targets, self_k, self_v)
     ctx.max_seq_len = max_seq_len
     ctx.options = keyword_only_inputs

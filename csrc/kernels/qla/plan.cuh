@@ -69,14 +69,8 @@ __device__ inline int32_t clamp_to_chunk(const QlaParams& p, int64_t rows) {
   return static_cast<int32_t>(rows < 0 ? 0 : (rows < p.chunk_rows ? rows : p.chunk_rows));
 }
 
-// False for a block beyond the work. Heads vary fastest: the rows of neighbouring heads are neighbours in memory.
-template <int kSlices>
-__device__ inline bool find_work(const QlaParams& p, Work& w) {
-  const int64_t heads = p.heads;
-  const int64_t rest = blockIdx.x / heads;
-  const int32_t item = static_cast<int32_t>(rest / kSlices);
-  w.head = static_cast<int>(blockIdx.x % heads);
-  w.slice = static_cast<int>(rest % kSlices);
+// Where item `item` is, for what does not depend on the head. False for an item beyond the work.
+__device__ inline bool find_item(const QlaParams& p, int32_t item, Work& w) {
   const Start* starts = plan_of(p);
   if (item >= starts[p.batch + 1].item) return false;
   const int64_t sequence = last_before(p.batch + 1, [&](int64_t i) { return starts[i].item <= item; });
@@ -97,6 +91,16 @@ __device__ inline bool find_work(const QlaParams& p, Work& w) {
   w.is_all = end - first <= p.chunk_rows;
   w.has_all_sources = sources <= p.chunk_rows;
   return true;
+}
+
+// False for a block beyond the work. Heads vary fastest: the rows of neighbouring heads are neighbours in memory.
+template <int kSlices>
+__device__ inline bool find_work(const QlaParams& p, Work& w) {
+  const int64_t heads = p.heads;
+  const int64_t rest = blockIdx.x / heads;
+  w.head = static_cast<int>(blockIdx.x % heads);
+  w.slice = static_cast<int>(rest % kSlices);
+  return find_item(p, static_cast<int32_t>(rest / kSlices), w);
 }
 
 }  // namespace vista::cuda
