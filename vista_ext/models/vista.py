@@ -41,7 +41,7 @@ class VistaEncoder(Encoder):
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
         losses = {}
         if self.reconstruction is not None and self.training:
-            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.whole)
+            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.max_seq_len, events.whole)
             losses["reconstruction"] = self.config.reconstruction_weight * loss
         return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses)
 
