@@ -68,7 +68,9 @@ class Reconstruction(nn.Module):
         targets = whole.index_select(0, newest)
         if self.config.reconstruct_constants:
             targets = targets.detach()
-        error = (predicted[:-1] - targets[1:]).square().mean(-1)
+        # A mean over all of it is no place for a short format.
+        dtype = torch.promote_types(predicted.dtype, torch.float32)
+        error = (predicted[:-1].to(dtype) - targets[1:].to(dtype)).square().mean(-1)
         # A row predicts the next one if that is of the same user, and of any.
         user, row = owners(offsets, newest.shape[0]), torch.arange(newest.shape[0], device=newest.device)
         counts = (user[:-1] == user[1:]) & (row[1:] < offsets[-1])
