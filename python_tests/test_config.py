@@ -1,10 +1,18 @@
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vista_ext.config import ConfigError, RunConfig, load_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_the_files_that_come_along(file):
+    assert load_config(file).folder == f"runs/{file.stem}"
 
 
 def test_file_then_overrides(tmp_path):
@@ -25,6 +33,7 @@ BAD = [
     (["train.epoch=3"], "train.epoch"),
     (["seed=-1"], "seed must be a finite number at least 0, found -1"),
     (["model.name=sasrec"], "model.name must be vista, din or mean, found 'sasrec'"),
+    (["train.precision=float16"], "train.precision must be float32 or bfloat16, found 'float16'"),
     (["model.preset=huge"], "model.preset must be one of .*found 'huge'"),
     (["model.options.seeds=middle"], "model.options: seeds must be one of source, target, found 'middle'"),
     (["model.options.depth=3"], "model.options: depth is not a field of the model"),

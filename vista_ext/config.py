@@ -60,6 +60,8 @@ class TrainConfig:
         requests_per_batch: requests in a step.
         learning_rate, weight_decay: of everything but the embedding tables.
         table_learning_rate, table_weight_decay: of the embedding tables.
+        precision: "float32" or "bfloat16", of the layers; parameters, gradients and optimizer are float32 either way,
+            and so is whatever judges or serves the model.
         main_task_weight: weight of the first task's loss; the others have 1.
         patience: epochs without a better AUC of the main task on "valid" before training stops.
         checkpoint_steps: steps between checkpoints, besides one at the end of each epoch.
@@ -72,6 +74,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     table_learning_rate: float = 1e-3
     table_weight_decay: float = 1e-2
+    precision: str = "float32"
     main_task_weight: float = 1.0
     patience: int = 2
     checkpoint_steps: int = 500
@@ -205,6 +208,8 @@ def check_config(config: RunConfig) -> None:
                 raise ConfigError(f"{name} must be a finite number {least}, found {value}")
     if config.model.name not in ("vista", "din", "mean"):
         raise ConfigError(f"model.name must be vista, din or mean, found {config.model.name!r}")
+    if config.train.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"train.precision must be float32 or bfloat16, found {config.train.precision!r}")
     if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
         raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
     if config.seed >= 2**63:

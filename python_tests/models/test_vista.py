@@ -17,7 +17,6 @@ from vista_ext.models import (
     VistaConfig,
     build_model,
 )
-from vista_ext.models.decoder import Reconstruction
 
 OPTIONS = {
     "plain": VistaConfig(),
@@ -149,48 +148,6 @@ def test_downstream_training_from_stored_summaries(world):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-def test_reconstruction_is_causal_and_ignores_what_is_not_there():
-    torch.manual_seed(0)
-    config = VistaConfig(reconstruction_window=6)
-    decoder = Reconstruction(config)
-    summaries, events = torch.randn(2, 16, 64), torch.randn(2, 6, 64)
-    before = decoder.decode(summaries, events)
-    changed = events.clone()
-    changed[0, 3] += 1
-    after = decoder.decode(summaries, changed)
-    assert torch.equal(before[0, :3], after[0, :3]) and not torch.equal(before[0, 3:], after[0, 3:])
-    assert not torch.equal(decoder.decode(summaries + 1, events), before)
-    # Users with no event and with one predict nothing; another's padding is no event.
-    rows = torch.randn(4, 64)
-    summaries = torch.randn(3, 16, 64)
-    loss = decoder(summaries, rows, torch.tensor([0, 0, 1, 4]), rows)
-    alone = decoder(summaries[2:], rows[1:], torch.tensor([0, 3]), rows[1:])
-    assert torch.allclose(loss, alone)
-    expected = (decoder.decode(summaries[2:], rows[None, 1:])[:, :-1] - rows[None, 2:]).square().mean()
-    assert torch.allclose(loss, expected)
-    assert decoder(summaries[:2], rows[:1], torch.tensor([0, 0, 1]), rows[:1]).item() == 0
-
-
-@pytest.mark.parametrize("constants", [True, False])
-def test_reconstruction_targets_are_constants_unless_asked(constants):
-    decoder = Reconstruction(VistaConfig(reconstruct_constants=constants))
-    rows = torch.randn(2, 64, requires_grad=True)
-    decoder(torch.randn(1, 16, 64), rows, torch.tensor([0, 2]), rows).backward()
-    assert bool(rows.grad[1].any()) is not constants  # the last event is only ever a target
-
-
-def test_reconstruction_predicts_events_as_they_are(world, monkeypatch):
-    model = Vista(world.schema, VistaConfig(embedding=EmbeddingConfig(dropout=0.5)), world.item_features)
-    monkeypatch.setattr(model.encoder.reconstruction, "decode", lambda summaries, events: torch.zeros_like(events))
-    window = model.config.reconstruction_window
-    whole = model.eval().embed(world.histories).rows.split([5, 0, 1, 300, 40])
-    expected = torch.cat([events[-window:][1:] for events in whole]).square().mean()
-    model.train()
-    for _ in range(2):
-        found = model(world.histories, world.candidates, world.kv_index).losses["reconstruction"]
-        assert torch.allclose(found, model.config.reconstruction_weight * expected)
 
 
 def test_baselines_are_their_definitions(world):

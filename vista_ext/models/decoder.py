@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vista_ext.models.config import VistaConfig
-from vista_ext.nn import last_rows, silu_mlp
+from vista_ext.nn import causal_attention, owners, packed_suffix, silu_mlp
 
 
 class Reconstruction(nn.Module):
@@ -28,31 +27,51 @@ class Reconstruction(nn.Module):
         self.mlp = silu_mlp(config.dim, config.hidden)
         self.predict = nn.Linear(config.dim, config.dim)
 
-    def decode(self, summaries: Tensor, events: Tensor) -> Tensor:
-        """`v` of the paper: `[n, m, dim]` from summaries `[n, seeds, dim]` and events `[n, m, dim]`; row i depends on
-        the summary and on events 1 to i."""
-        rows = torch.cat([summaries, events], 1)
-        qkv = self.qkv(self.norm(rows)).view(*rows.shape[:2], 3, self.config.heads, self.config.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        rows = rows + self.out(attended.transpose(1, 2).flatten(2))
+    def decode(self, summaries: Tensor, events: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
+        """`v` of the paper: `[total, dim]` from summaries `[n, seeds, dim]` and packed events `[total, dim]`; a row
+        depends on its user's summary, on itself and on the events before it. Rows behind the last user are rows of
+        nobody: finite, and without influence."""
+        users, seeds, dim = summaries.shape
+        total, longest = events.shape[0], seeds + max_seq_len
+        at = torch.arange(users + 1, device=events.device) * seeds
+        starts = seq_offsets + at  # of [summary; events]
+        of_summaries = starts[:-1, None] + torch.arange(seeds, device=events.device)
+        of_events = torch.arange(total, device=events.device) + at[1:][owners(seq_offsets, total)]
+        place = torch.cat([of_summaries.flatten(), of_events])
+        rows = torch.cat([summaries.reshape(users * seeds, dim), events])
+        rows = torch.zeros_like(rows).index_copy(0, place, rows)
+        # Attention must define every row: what lies behind the last user is cut into sequences like the others.
+        rest = torch.arange(1, 1 + (total + longest - 1) // longest, device=events.device) * longest
+        starts = torch.cat([starts, (starts[-1] + rest).clamp(max=rows.shape[0])])
+        q, k, v = self.qkv(self.norm(rows)).view(-1, 3, self.config.heads, self.config.head_dim).unbind(1)
+        attended = causal_attention(q, k, v, starts, longest)
+        rows = events + self.out(attended.flatten(1).index_select(0, of_events))
         rows = rows + self.mlp(self.mlp_norm(rows))
-        return self.predict(rows[:, summaries.shape[1] :])
+        return self.predict(rows)
 
-    def forward(self, summaries: Tensor, events: Tensor, seq_offsets: Tensor, whole: Tensor) -> Tensor:
+    def forward(
+        self, summaries: Tensor, events: Tensor, seq_offsets: Tensor, max_seq_len: int, whole: Tensor
+    ) -> Tensor:
         """The loss, a scalar: squared error, mean over predicted events and dimensions; 0 if there is none.
 
         Args:
             summaries: `[n, seeds, dim]`.
             events: `[total, dim]`, embedded events, packed.
             seq_offsets: int64 `[n + 1]`.
+            max_seq_len: at least the longest history.
             whole: `[total, dim]`, `events` without dropout: what is predicted. An event is its item, its action and
                 its age, all of which a summary should keep; what dropout takes from it nobody could predict.
         """
-        window, valid = last_rows(events, seq_offsets, self.config.reconstruction_window)
-        targets = last_rows(whole, seq_offsets, self.config.reconstruction_window)[0][:, 1:]
+        window = self.config.reconstruction_window
+        newest, offsets = packed_suffix(seq_offsets, window, events.shape[0])
+        predicted = self.decode(summaries, events.index_select(0, newest), offsets, torch.sym_min(window, max_seq_len))
+        targets = whole.index_select(0, newest)
         if self.config.reconstruct_constants:
             targets = targets.detach()
-        error = (self.decode(summaries, window)[:, :-1] - targets).square().mean(-1)
-        predicted = valid[:, 1:]
-        return torch.where(predicted, error, 0.0).sum() / predicted.sum().clamp(min=1)
+        # A mean over all of it is no place for a short format.
+        dtype = torch.promote_types(predicted.dtype, torch.float32)
+        error = (predicted[:-1].to(dtype) - targets[1:].to(dtype)).square().mean(-1)
+        # A row predicts the next one if that is of the same user, and of any.
+        user, row = owners(offsets, newest.shape[0]), torch.arange(newest.shape[0], device=newest.device)
+        counts = (user[:-1] == user[1:]) & (row[1:] < offsets[-1])
+        return torch.where(counts, error, 0.0).sum() / counts.sum().clamp(min=1)

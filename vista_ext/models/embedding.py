@@ -91,13 +91,14 @@ class EventEmbedding(nn.Module):
         self.ages = _table(config.time_buckets, dim) if config.time_buckets else None
 
     def forward(self, item_vectors: Tensor, histories: Histories) -> Tensor:
-        """`[total, dim]`, one row an event."""
+        """`[total, dim]`, one row an event, in the dtype of the items' vectors."""
         check_range("actions", histories.actions, self.actions.num_embeddings - 1)
-        vectors = item_vectors * self.gates(histories.actions) + self.actions(histories.actions)
+        dtype = item_vectors.dtype
+        vectors = item_vectors * self.gates(histories.actions).to(dtype) + self.actions(histories.actions).to(dtype)
         if self.ages is not None:
             now = spread(histories.now, histories.seq_offsets, histories.items.shape[0])
             age = (now - histories.timestamps).clamp(min=1).to(torch.float64)
-            vectors = vectors + self.ages(age.log2().long().clamp(max=self.ages.num_embeddings - 1))
+            vectors = vectors + self.ages(age.log2().long().clamp(max=self.ages.num_embeddings - 1)).to(dtype)
         return vectors
 
 

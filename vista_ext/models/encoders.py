@@ -66,8 +66,10 @@ class MeanPooling(Encoder):
         """The mean `[m, dim]` of the history that each candidate's request reads."""
         lengths = events.seq_offsets.diff()
         owner = spread(torch.arange(lengths.shape[0], device=rows.device), events.seq_offsets, events.rows.shape[0])
-        sums = events.rows.new_zeros(lengths.shape[0], self.width).index_add(0, owner, events.rows)
-        means = sums / lengths.clamp(min=1)[:, None]
+        # As many terms as a history has events: too many for a short format.
+        exact = events.rows.to(torch.promote_types(events.rows.dtype, torch.float32))
+        sums = exact.new_zeros(lengths.shape[0], self.width).index_add(0, owner, exact)
+        means = (sums / lengths.clamp(min=1)[:, None]).to(events.rows.dtype)
         return Encoded(spread(means.index_select(0, kv_index), candidates.offsets, rows.shape[0]), {})
 
 
@@ -97,4 +99,4 @@ class DIN(Encoder):
         weights = self.second(functional.silu(hidden)) * valid[sequence, :, None]
         # The published model sums at most 100 events; the square root keeps its scale bounded on longer histories.
         lengths = events.seq_offsets.diff().clamp(min=1)[sequence]
-        return Encoded((weights * keys).sum(1) / lengths.sqrt()[:, None], {})
+        return Encoded((weights * keys).sum(1) / lengths.sqrt().to(keys.dtype)[:, None], {})

@@ -40,6 +40,11 @@ class Head(nn.Module):
             layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(config.dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layers' parameters."""
+        return self.mlp[-1].weight.dtype  # type: ignore[return-value]
+
     def forward(self, encoded: Tensor, rows: Tensor, candidates: Candidates, *extra: Tensor) -> Tensor:
         """Logits `[m, tasks]` from `[m, dim]` encoded and candidate rows, and `extra` rows `[m, extra]`."""
         return self.mlp(torch.cat([encoded, rows, encoded * rows, self.context(candidates).to(rows.dtype), *extra], 1))
@@ -66,9 +71,14 @@ class Ranker(nn.Module):
         self.head = Head(schema, config, encoder.width - config.dim)
         self.dropout = nn.Dropout(config.embedding.dropout)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layers, and of all rows between them; embedding tables may have another."""
+        return self.head.dtype
+
     def embed(self, histories: Histories) -> Events:
         """The histories' events as rows."""
-        whole = self.events(self.items(histories.items), histories)
+        whole = self.events(self.items(histories.items).to(self.dtype), histories)
         return Events(self.dropout(whole), histories.seq_offsets, histories.max_seq_len, whole)
 
     def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
@@ -84,7 +94,7 @@ class Ranker(nn.Module):
         """
         histories.check()
         candidates.check(kv_index, histories.seq_offsets.shape[0] - 1)
-        rows = self.dropout(self.items(candidates.items))
+        rows = self.dropout(self.items(candidates.items).to(self.dtype))
         encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]
         return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses)

@@ -88,8 +88,8 @@ class RecentEvents(nn.Module):
 
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Tensor:
         """`[m, dim]`."""
-        recent, offsets = packed_suffix(events.rows, events.seq_offsets, self.most)
-        memory = self.block.keys_values(recent)
+        newest, offsets = packed_suffix(events.seq_offsets, self.most, events.rows.shape[0])
+        memory = self.block.keys_values(events.rows.index_select(0, newest))
         lengths = candidates.max_len, self.most
         return self.block(rows, memory, candidates.offsets, offsets, *lengths, kv_index=kv_index, sees_itself=True)
 

@@ -41,7 +41,7 @@ class VistaEncoder(Encoder):
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
         losses = {}
         if self.reconstruction is not None and self.training:
-            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.whole)
+            loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.max_seq_len, events.whole)
             losses["reconstruction"] = self.config.reconstruction_weight * loss
         return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses)
 
@@ -106,7 +106,7 @@ class Vista(Ranker):
             ValueError, IndexError: naming the argument, what was expected and what was found.
         """
         candidates.check(kv_index, summaries.shape[0])
-        rows = self.dropout(self.items(candidates.items))
+        rows = self.dropout(self.items(candidates.items).to(self.dtype))
         newest = _newest(recent, self.config.recent_events, summaries.shape[0])
         events = None if newest is None else self.embed(newest)
         encoded = self.encoder.stage2(summaries, candidates, rows, kv_index, events)
@@ -136,10 +136,10 @@ class SummaryRanker(nn.Module):
     ) -> Tensor:
         """Logits `[m, tasks]`; arguments as in `Vista.score`."""
         candidates.check(kv_index, summaries.shape[0])
-        rows = self.dropout(self.items(candidates.items))
+        rows = self.dropout(self.items(candidates.items).to(self.head.dtype))
         newest, events = _newest(recent, self.config.recent_events, summaries.shape[0]), None
         if newest is not None and self.events is not None:
-            whole = self.events(self.items(newest.items), newest)
+            whole = self.events(self.items(newest.items).to(rows.dtype), newest)
             events = Events(self.dropout(whole), newest.seq_offsets, newest.max_seq_len, whole)
         encoded = self.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])

@@ -30,14 +30,33 @@ def last_rows(rows: Tensor, seq_offsets: Tensor, most: int) -> tuple[Tensor, Ten
     return padded[torch.where(valid, index, rows.shape[0])], valid
 
 
-def packed_suffix(rows: Tensor, seq_offsets: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The last `most` rows of each sequence, packed, in a tensor of fixed size `[n * most, ...]`.
+def packed_suffix(seq_offsets: Tensor, most: int, total: int) -> tuple[Tensor, Tensor]:
+    """Where the last `most` rows of each sequence are, packed.
+
+    How many there are is known to the device. Their number is read where the offsets are on the host; elsewhere, and
+    while compiling, room is left for as many as there can be.
+
+    Args:
+        seq_offsets: int64 `[n + 1]`.
+        total: how many rows there are.
 
     Returns:
-        The rows, zeros behind the last sequence, and the int64 `[n + 1]` offsets into them.
+        int64 `[size]`, the rows to take, and the int64 `[n + 1]` offsets of the sequences among them. `size` is at most
+        the smaller of total and n * most; behind the last sequence any rows.
     """
-    windows, valid = last_rows(rows, seq_offsets, most)
-    offsets = torch.nn.functional.pad(valid.sum(1).cumsum(0), (1, 0))
-    # A stable sort moves the padding behind the rows and keeps their order.
-    order = torch.argsort(valid.flatten().logical_not().to(torch.int8), stable=True)
-    return windows.flatten(0, 1)[order], offsets
+    lengths = seq_offsets.diff().clamp(max=most)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    if torch.compiler.is_compiling() or offsets.device.type != "cpu":
+        size = torch.sym_min(total, lengths.shape[0] * most)
+    else:
+        size = int(offsets[-1])
+    index = torch.arange(size, device=offsets.device)
+    # Before a sequence's last rows lie the rows that are left out, of it and of those before it.
+    left_out = (seq_offsets[1:] - offsets[1:])[owners(offsets, size)]
+    return torch.where(index < offsets[-1], index + left_out, index), offsets
+
+
+def owners(seq_offsets: Tensor, total: int) -> Tensor:
+    """The sequence int64 `[total]` of each of so many packed rows; behind the last sequence the last one."""
+    rows = torch.arange(total, device=seq_offsets.device)
+    return torch.searchsorted(seq_offsets[1:], rows, right=True).clamp(max=seq_offsets.shape[0] - 2)

@@ -22,6 +22,7 @@ from vista_ext.models import Ranker, build_model
 from vista_ext.progress import track
 from vista_ext.train.checkpoint import CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
 from vista_ext.train.evaluate import predict, quality
+from vista_ext.train.precision import PRECISIONS, call_in
 from vista_ext.train.records import Records
 
 log = logging.getLogger("vista")
@@ -90,10 +91,13 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups)
 
 
-def loss_of(model: Ranker, batch: Batch, main_task_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch, and its parts by name."""
-    output = model(batch.histories, batch.candidates, batch.kv_index)
-    by_task = functional.binary_cross_entropy_with_logits(output.logits, batch.labels, reduction="none").mean(0)
+def loss_of(
+    model: Ranker, batch: Batch, main_task_weight: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a batch with the layers in `dtype`, and its parts by name."""
+    output = call_in(model, dtype, batch.histories, batch.candidates, batch.kv_index)
+    logits = output.logits.float()
+    by_task = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(0)
     weights = torch.ones_like(by_task)
     weights[0] = main_task_weight
     total = (by_task * weights).sum() / weights.sum().clamp(min=1e-9)
@@ -117,7 +121,7 @@ def _train_epoch(
     model.train()
     begun, rows = time.monotonic(), 0
     for batch in _shuffled(config, dataset, position):
-        loss, parts = loss_of(model, batch.to(device), choice.main_task_weight)
+        loss, parts = loss_of(model, batch.to(device), choice.main_task_weight, PRECISIONS[choice.precision])
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"step {position.step}: the loss is {loss.item()}; checkpoints hold earlier steps")
         optimizer.zero_grad(set_to_none=True)
