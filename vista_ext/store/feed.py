@@ -7,7 +7,7 @@ it from the beginning sees every record. "meta" has the last number given out, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class FeedTables:
         for key in keys:
             self._drop(txn, key)
             last += 1
-            txn.put(_number(last), key, db=self.feed, append=True)
+            txn.put(_number(last), key, db=self.feed)
             txn.put(key, _number(last), db=self.changed)
         txn.put(LAST, _number(last), db=self.meta)
         return last
@@ -67,12 +67,9 @@ class ChangeFeed:
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes, bytes]]:
         """The next changes after a number: their numbers, keys, and the records as they are now."""
-        tables = self._tables
-        with self._environment.read() as txn:
-            cursor = txn.cursor(tables.feed)
-            walk = cursor.iternext() if cursor.set_range(_number(after + 1)) else ()
-            places = [(_parse(number), bytes(key)) for (number, key), _ in zip(walk, range(limit), strict=False)]
-            return [(number, key, bytes(txn.get(key))) for number, key in places]
+        with self._environment.read(self._tables.feed) as txn:
+            places = [(_parse(number), bytes(key)) for number, key in _walk(txn, _number(after + 1), limit)]
+            return [(number, key, bytes(txn.get(key, db=self._environment.records))) for number, key in places]
 
     def offset(self, consumer: str) -> int:
         """The number up to which a consumer has committed; 0 for one that has not."""
@@ -106,9 +103,7 @@ class ChangeFeed:
         start = b""
         while True:
             with self._environment.read() as txn:
-                cursor = txn.cursor()
-                walk = cursor.iternext(keys=True, values=False) if cursor.set_range(start) else ()
-                keys = [bytes(key) for key, _ in zip(walk, range(_FILL), strict=False)]
+                keys = [bytes(key) for key, _ in _walk(txn, start, _FILL)]
             if not keys:
                 break
             self._environment.write(self._note_missing, keys)
@@ -120,6 +115,15 @@ class ChangeFeed:
         missing = [k for k in keys if txn.get(k, db=tables.changed) is None and txn.get(k) is not None]
         tables.note(txn, missing)
         return len(missing)
+
+
+def _walk(txn: Any, start: bytes, limit: int) -> Iterator[tuple[Any, Any]]:
+    """Keys and values from the first that is not below `start`."""
+    cursor = txn.cursor()
+    more = cursor.set_range(start) if start else cursor.first()
+    while more and limit > 0:
+        yield cursor.key(), cursor.value()
+        more, limit = cursor.next(), limit - 1
 
 
 def _number(value: int) -> bytes:

@@ -277,12 +277,10 @@ class LmdbStore(SummaryStore):
         cursor = txn.cursor()
         keys: list[bytes] = []
         for prefix in prefixes:
-            found = cursor.set_range(prefix)
-            walk = cursor.iternext(keys=True, values=False) if found else ()
-            for key in map(bytes, walk):
-                if key[:8] != prefix:
-                    break
-                keys.append(key)
+            more = cursor.set_range(prefix)
+            while more and bytes(cursor.key()[:8]) == prefix:
+                keys.append(bytes(cursor.key()))
+                more = cursor.next()
         return self._delete(txn, keys)
 
     def _delete(self, txn: Any, keys: list[bytes]) -> int:
