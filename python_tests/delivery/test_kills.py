@@ -10,11 +10,11 @@ import pytest
 
 from python_tests.delivery.workers import (
     SPEC,
-    FromFeed,
-    IntoFeed,
     consume_for_ever,
     content,
     drain,
+    from_feed,
+    into_feed,
     publish_for_ever,
 )
 from python_tests.servers import nats_server
@@ -153,7 +153,7 @@ def test_kills_of_producer_consumer_and_broker(tmp_path, processes, record_prope
 def test_kills_without_a_broker(tmp_path, processes):
     source = tmp_path / "source"
     LmdbStore.create(source, SPEC).close()
-    pipeline = Pipeline(processes, IntoFeed(source), FromFeed(source, "group"), tmp_path / "store")
+    pipeline = Pipeline(processes, partial(into_feed, source), partial(from_feed, source, "group"), tmp_path / "store")
     counts = pipeline.run(["producer", "consumer"])
     end = time.monotonic() + 60
     while time.monotonic() < end:

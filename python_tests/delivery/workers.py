@@ -52,28 +52,12 @@ def consume_for_ever(make_consumer, path, working):
         deliver(consumer, SPEC, store, on_batch=lambda done, messages: working.set())
 
 
-class FromFeed:
-    """Makes a consumer of the feed of a store, which it opens; for another process, where a lambda cannot go."""
-
-    def __init__(self, path, group):
-        self.path, self.group = path, group
-
-    def __call__(self):
-        self.store = LmdbStore.open(self.path, readonly=False)
-        consumer = FeedConsumer(self.store, self.group)
-        consumer.close = self.store.close
-        return consumer
+def from_feed(path, group):
+    return FeedConsumer(LmdbStore.open(path, readonly=False), group, owns=True)
 
 
-class IntoFeed:
-    def __init__(self, path):
-        self.path = path
-
-    def __call__(self):
-        store = LmdbStore.open(self.path, readonly=False)
-        producer = FeedProducer(store)
-        producer.close = store.close
-        return producer
+def into_feed(path):
+    return FeedProducer(LmdbStore.open(path, readonly=False), owns=True)
 
 
 def drain(consumer, store, idle=1.0):

@@ -1,31 +1,33 @@
-"""Queues by address: `nats://host:port/STREAM`, `kafka://host:port,host:port/TOPIC`."""
+"""Queues by address: `nats://host:port/STREAM`, `kafka://host:port,host:port/TOPIC`, `feed:FOLDER_OF_A_STORE`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from vista_ext.delivery.feed import FeedConsumer, FeedProducer
 from vista_ext.delivery.queue import Consumer, Producer
-from vista_ext.store import StoreSpec
+from vista_ext.store import LmdbStore, StoreSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SERVERS = re.compile(r"[A-Za-z0-9._:\[\],-]+")
 
 
 def parse(address: str) -> tuple[str, str, str]:
-    """Kind, servers and name of an address.
+    """Kind, servers and name of an address; of a feed, no servers and the folder.
 
     Raises:
         ValueError: naming what was expected and found. A password is not shown.
     """
+    if address.startswith("feed:"):
+        return "feed", "", address.removeprefix("feed:")
     parts = urlsplit(address)
     name = parts.path.removeprefix("/")
     if "@" in parts.netloc:
         raise ValueError("address: credentials belong into the options, found some in the address")
     if parts.scheme not in ("nats", "kafka"):
-        raise ValueError(f"address must begin with nats:// or kafka://, found {address!r}")
+        raise ValueError(f"address must begin with nats://, kafka:// or feed:, found {address!r}")
     if not _SERVERS.fullmatch(parts.netloc) or not _NAME.fullmatch(name) or parts.query or parts.fragment:
         raise ValueError(f"address must look like {parts.scheme}://host:port,host:port/name, found {address!r}")
     return parts.scheme, parts.netloc, name
@@ -42,29 +44,33 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
-def open_producer(address: str, spec: StoreSpec, options: Mapping[str, Any] | None = None) -> Producer:
-    """A producer for records of a layout; `options` are those of the engine's class."""
+def open_producer(address: str, spec: StoreSpec, **options: Any) -> Producer:
+    """A producer for records of a layout; `options` are further arguments of the engine's class."""
     kind, servers, name = parse(address)
+    if kind == "feed":
+        return FeedProducer(LmdbStore.open(name, readonly=False, spec=spec), owns=True)
     if kind == "nats":
         from vista_ext.delivery.nats import NatsProducer
 
-        return NatsProducer(_urls(servers), name, spec, options=options)
+        return NatsProducer(_urls(servers), name, spec, **options)
     from vista_ext.delivery.kafka import KafkaProducer
 
-    return KafkaProducer(servers, name, spec, options=options)
+    return KafkaProducer(servers, name, spec, **options)
 
 
-def open_consumer(address: str, spec: StoreSpec, group: str, options: Mapping[str, Any] | None = None) -> Consumer:
-    """A consumer of a group; `options` are those of the engine's class."""
+def open_consumer(address: str, spec: StoreSpec, group: str, **options: Any) -> Consumer:
+    """A consumer of a group; `options` are further arguments of the engine's class."""
     kind, servers, name = parse(address)
     check_name("group", group)
+    if kind == "feed":
+        return FeedConsumer(LmdbStore.open(name, readonly=False, spec=spec), group, owns=True)
     if kind == "nats":
         from vista_ext.delivery.nats import NatsConsumer
 
-        return NatsConsumer(_urls(servers), name, spec, group, options=options)
+        return NatsConsumer(_urls(servers), name, spec, group, **options)
     from vista_ext.delivery.kafka import KafkaConsumer
 
-    return KafkaConsumer(servers, name, spec, group, options=options)
+    return KafkaConsumer(servers, name, spec, group, **options)
 
 
 def _urls(servers: str) -> list[str]:

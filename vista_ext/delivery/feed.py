@@ -13,10 +13,15 @@ _PAUSE = 0.05  # between two looks at a feed that has nothing new
 
 
 class FeedProducer(Producer):
-    """Publishes by writing: what the store has committed is in its feed. The caller keeps, and closes, the store."""
+    """Publishes by writing: what the store has committed is in its feed.
 
-    def __init__(self, store: LmdbStore) -> None:
-        self._store = store
+    Args:
+        store: open for writing.
+        owns: whether to close it, too.
+    """
+
+    def __init__(self, store: LmdbStore, *, owns: bool = False) -> None:
+        self._store, self._owns = store, owns
         store.change_feed()
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -32,11 +37,13 @@ class FeedProducer(Producer):
         self._store.merge(decoded.summaries)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Close the store, if it is this object's."""
+        if self._owns:
+            self._store.close()
 
 
 class FeedConsumer(Consumer):
-    """Reads the feed of a store, which remembers how far each group has come. The caller keeps, and closes, the store.
+    """Reads the feed of a store, which remembers how far each group has come.
 
     A user whose record was written several times since the last look comes once, with the newest record. One consumer
     a group: two would get the same messages.
@@ -44,9 +51,11 @@ class FeedConsumer(Consumer):
     Args:
         store: open for writing, since commits are kept in it; other processes may write it too.
         group: a name.
+        owns: whether to close the store, too.
     """
 
-    def __init__(self, store: LmdbStore, group: str) -> None:
+    def __init__(self, store: LmdbStore, group: str, *, owns: bool = False) -> None:
+        self._store, self._owns = store, owns
         self._feed, self._group = store.change_feed(), group
         self._window = window(store.spec)
         self._polled = self._feed.offset(group)
@@ -79,4 +88,6 @@ class FeedConsumer(Consumer):
         return self._feed.lag(self._group)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Close the store, if it is this object's."""
+        if self._owns:
+            self._store.close()
