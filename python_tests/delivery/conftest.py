@@ -2,8 +2,8 @@ import multiprocessing
 
 import pytest
 
+from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC
-from python_tests.servers import nats_server
 from vista_ext.store import LmdbStore
 
 

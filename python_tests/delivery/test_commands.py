@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
+from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC, content, rows_of, summaries_of
-from python_tests.servers import nats_server
 from python_tests.test_cli import vista
 from vista_ext.cli import main
 from vista_ext.delivery.address import parse

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import (
     SPEC,
     consume_for_ever,
@@ -17,7 +18,6 @@ from python_tests.delivery.workers import (
     into_feed,
     publish_for_ever,
 )
-from python_tests.servers import nats_server
 from vista_ext.store import LmdbStore
 
 ROUNDS = int(os.environ.get("VISTA_KILL_ROUNDS", "10"))

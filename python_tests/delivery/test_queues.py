@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 
+from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC, content, drain, messages_of, rows_of
-from python_tests.servers import nats_server
 from vista_ext.delivery import FeedConsumer, FeedProducer, Message, PoisonError, QueueError, deliver
 from vista_ext.delivery.queue import WINDOW_MESSAGES
 from vista_ext.store import LmdbStore, StoreSpec

@@ -88,7 +88,7 @@ class _Part:
         group = max(1, GROUP_BYTES // spec.row_bytes)
         self._keys, self._rows = np.empty(group, dtype=KEYS), np.empty((group, spec.row_bytes), dtype=np.uint8)
         self._filled = self._written = self._crc = 0
-        self._last = (-(2**63), -1)
+        self._last = np.array([(-(2**63), -1, 0, 0)], dtype=KEYS)
 
     def append(self, keys: np.ndarray, rows: np.ndarray) -> None:
         begin = 0
@@ -104,11 +104,7 @@ class _Part:
         if not self._filled:
             return
         keys, rows = self._keys[: self._filled], self._rows[: self._filled]
-        pairs = list(zip(keys["user_id"].tolist(), keys["model_version"].tolist(), strict=True))
-        for before, after in zip([self._last, *pairs], pairs, strict=False):
-            if before >= after:
-                raise StoreError(f"snapshot: summaries must ascend by user and version, found {after} after {before}")
-        self._last = pairs[-1]
+        self._check_order(keys)
         columns = [self._arrow.array(keys[name]) for name in KEYS.names or ()]
         data = self._arrow.py_buffer(rows)
         columns.append(self._arrow.Array.from_buffers(self._writer.schema.field("row").type, len(keys), [None, data]))
@@ -116,6 +112,16 @@ class _Part:
         self._crc = zlib.crc32(keys, self._crc)
         self._written += self._filled
         self._filled = 0
+
+    def _check_order(self, keys: np.ndarray) -> None:
+        before, self._last = np.concatenate([self._last, keys[:-1]]), keys[-1:].copy()
+        same_user = before["user_id"] == keys["user_id"]
+        ascends = (before["user_id"] < keys["user_id"]) | (
+            same_user & (before["model_version"] < keys["model_version"])
+        )
+        for i in np.flatnonzero(~ascends)[:1]:
+            found = f"{keys[i].tolist()[:2]} after {before[i].tolist()[:2]}"
+            raise StoreError(f"snapshot: summaries must ascend by user and version, found {found}")
 
     def finish(self) -> PartFile:
         self._flush()

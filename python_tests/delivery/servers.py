@@ -1,7 +1,5 @@
-"""Servers that tests start for themselves: on a free loopback port, with their data in a test's folder."""
+"""A NATS server that tests start for themselves: on a free loopback port, with its data in a test's folder."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,16 +8,7 @@ from pathlib import Path
 
 import pytest
 
-
-def executable(name):
-    """The path of a server, which is called like its Debian package. Without one: a skip, but a failure in CI."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
-        missing = f"{name} is not installed; on Debian: apt-get install {name}"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
+from python_tests.needs import program
 
 
 def free_port():
@@ -71,4 +60,4 @@ def nats_server(folder, **settings):
     config = folder / "nats.conf"
     lines = [f"listen: 127.0.0.1:{port}", f'jetstream {{ store_dir: "{folder}/jetstream" }}']
     config.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in settings.items())]) + "\n")
-    return Server([executable("nats-server"), "-c", config], port, folder / "nats.log")
+    return Server([program("nats-server", package="nats-server"), "-c", config], port, folder / "nats.log")
