@@ -10,9 +10,11 @@ from vista_ext.store.base import (
     SummaryStore,
     VersionMismatchError,
 )
+from vista_ext.store.feed import ChangeFeed
 from vista_ext.store.lmdb import LmdbStore
 
 __all__ = [
+    "ChangeFeed",
     "Found",
     "LmdbStore",
     "MissingUserError",

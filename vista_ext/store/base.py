@@ -203,6 +203,21 @@ class SummaryStore(ABC):
     def load_snapshot(self, path: Path | str) -> int:
         """Merge a snapshot of the same layout into this store, newest event time wins; returns how many it wrote."""
 
+    def merge(self, summaries: Summaries) -> int:
+        """Write summaries that came from elsewhere, in any order and more than once: the newest event time wins.
+
+        They keep their model versions, each beside the others. This default is for a store that keeps only its own
+        version: a summary of another one is a StoreError.
+
+        Returns:
+            How many it wrote, durable when this returns; the others were older than what is there.
+        """
+        other = summaries.versions[summaries.versions != self.spec.model_version]
+        if len(other):
+            expected = self.spec.model_version
+            raise StoreError(f"merge: model version expected {expected}, found {int(other[0])}")
+        return self.insert(summaries.user_ids, summaries.rows, summaries.event_times)
+
     @abstractmethod
     def __iter__(self) -> Iterator[Summaries]:
         """All summaries of every model version in batches, by ascending user id and version.
@@ -241,6 +256,23 @@ def check_tensor(call: str, name: str, value: Tensor, dtype: torch.dtype, shape:
         found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
         raise ValueError(f"{call}: {name} must be {wanted}, found {found}")
     return value.detach().contiguous().numpy()
+
+
+def check_summaries(
+    call: str, summaries: Summaries, row_bytes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """User ids, versions, rows and event times as contiguous numpy arrays.
+
+    Raises:
+        ValueError: naming call, argument, expected and found.
+    """
+    users = check_tensor(call, "user_ids", summaries.user_ids, torch.int64, (None,))
+    n = len(users)
+    versions = check_tensor(call, "versions", summaries.versions, torch.int64, (n,))
+    for version in versions[versions < 0][:1]:
+        raise ValueError(f"{call}: versions must be at least 0, found {version}")
+    rows = check_tensor(call, "rows", summaries.rows, torch.uint8, (n, row_bytes))
+    return users, versions, rows, check_tensor(call, "event_times", summaries.event_times, torch.int64, (n,))
 
 
 def check_choice(call: str, name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
 """An LMDB environment, made safe: one per process, growing on its own, and an error where LMDB would crash.
 
-Two named databases: "meta" holds the store's spec, "records" the records. LMDB gives readers of any process a
-consistent view without blocking the writer, and makes a commit durable before it returns.
+Two named databases: "meta" holds the store's spec, "records" the records; two more the change feed of a store that has
+one (feed.py). LMDB gives readers of any process a consistent view without blocking the writer, and makes a commit
+durable before it returns.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 
 from vista_ext._extras import require
 from vista_ext.store.base import StoreError, StoreSpec
+from vista_ext.store.feed import LAST, TABLES, FeedTables
 
 _FORMAT = 1
 _SPEC_KEY = b"spec"
+_DATABASES = 2 + len(TABLES)
 _META_BYTES = 2 * 4096  # two pages, of at least this size, say where everything else is
 # Sparse bytes kept behind the last page, more than a transaction of ours takes: see Environment._reserve_tail.
 _TAIL_BYTES = 64 << 20
@@ -40,6 +43,7 @@ class Environment:
         self._lock = threading.RLock()  # growing the map is only allowed while this process has no transaction
         self._pid = os.getpid()
         self._env: Any = None
+        self.feed: FeedTables | None = None
         with _open_lock:
             self._open()
 
@@ -57,7 +61,7 @@ class Environment:
         with self._errors():
             # A map of 0 bytes asks for the size that the environment was left with.
             self._env = self._lmdb.open(
-                str(self.path), map_size=0, max_dbs=2, max_readers=512, readonly=self.readonly, create=False
+                str(self.path), map_size=0, max_dbs=_DATABASES, max_readers=512, readonly=self.readonly, create=False
             )
         try:
             self._check_size()
@@ -80,7 +84,7 @@ class Environment:
         lmdb = require("lmdb", extra="run")
         with new_folder(path, "store") as folder:
             try:
-                env = lmdb.open(str(folder), map_size=map_size, max_dbs=2)
+                env = lmdb.open(str(folder), map_size=map_size, max_dbs=_DATABASES)
                 try:
                     meta = env.open_db(b"meta")
                     env.open_db(b"records")
@@ -121,6 +125,25 @@ class Environment:
         """Replace the spec, durably."""
         self.write(lambda txn: txn.put(_SPEC_KEY, _dump(spec), db=self._meta))
 
+    def open_feed(self, *, create: bool) -> None:
+        """Open the tables of the change feed, if they are not open yet.
+
+        Raises:
+            StoreError: there are none, and they are not to be made.
+        """
+        with self._lock, self._errors():
+            if self.feed is not None:
+                return
+            with self.read(self._meta) as txn:
+                present = txn.get(LAST) is not None
+            if not (present or create):
+                raise StoreError(f"store {self.path}: it has no change feed; opened for writing it can get one")
+            feed, changed = (self._env.open_db(name, create=not present) for name in TABLES)
+            self.feed = FeedTables(self._meta, feed, changed)
+        if not present:
+            # From here on every writer keeps the feed, those of other processes too.
+            self.write(self.feed.note, ())
+
     def entries(self) -> int:
         """Number of records."""
         with self.read() as txn:
@@ -143,8 +166,14 @@ class Environment:
             try:
                 with self._transaction(None, write=True) as txn:
                     self._reserve_tail()
-                    result = work(txn, *args)
-                return result
+                    if self.feed is not None or txn.get(LAST, db=self._meta) is None:
+                        result = work(txn, *args)
+                        commits = True
+                    else:  # another process has given the store a feed
+                        commits = False
+                if commits:
+                    return result
+                self.open_feed(create=False)
             except self._lmdb.MapFullError:
                 with self._lock, self._errors():
                     if self._env.reader_check() == 0:  # no killed reader holds pages that could be had instead

@@ -24,9 +24,11 @@ from vista_ext.store.base import (
     VersionMismatchError,
     check_choice,
     check_integer,
+    check_summaries,
     check_tensor,
 )
 from vista_ext.store.environment import Environment, new_folder
+from vista_ext.store.feed import ChangeFeed
 
 # Synced commits are worth making large, read transactions worth keeping short; both are cut here.
 BATCH_RECORDS = 1024
@@ -150,7 +152,7 @@ class LmdbStore(SummaryStore):
         prefixes = [key[:8] for key in record.keys(users, self._own_version(len(users)))]
         erased = 0
         for begin in range(0, len(users), self._batch):
-            erased += self._environment.write(_erase, prefixes[begin : begin + self._batch])
+            erased += self._environment.write(self._erase, prefixes[begin : begin + self._batch])
         return erased
 
     def erase_version(self, model_version: int) -> int:
@@ -161,8 +163,13 @@ class LmdbStore(SummaryStore):
         for keys in self._batches_of_keys():
             part = [key for key in keys if key[8:] == ending]
             if part:
-                erased += self._environment.write(lambda txn, keys: sum(map(txn.delete, keys)), part)
+                erased += self._environment.write(self._delete, part)
         return erased
+
+    def change_feed(self) -> ChangeFeed:
+        """The feed of this store's changes. A store open for writing gets one if it has none yet; all who write it,
+        in any process, keep it from then on."""
+        return ChangeFeed(self._environment)
 
     def publish(self) -> None:
         """Make this object's spec (model version and `extra`) the one that `open` takes by default from now on."""
@@ -180,10 +187,12 @@ class LmdbStore(SummaryStore):
         """As in `SummaryStore`; summaries keep their model versions."""
         with LmdbStore.open(path) as snapshot:
             self.spec.require_layout_of(snapshot.spec, f"load_snapshot: {path}")
-            return sum(
-                self._write(*(x.numpy() for x in (s.user_ids, s.versions, s.rows, s.event_times)), newest_wins=True)
-                for s in snapshot
-            )
+            return sum(map(self.merge, snapshot))
+
+    def merge(self, summaries: Summaries) -> int:
+        """As in `SummaryStore`; each model version is kept beside the others."""
+        users, versions, rows, times = check_summaries("merge", summaries, self.spec.row_bytes)
+        return self._write(users, versions, rows, times, newest_wins=True)
 
     def __iter__(self) -> Iterator[Summaries]:
         for keys in self._batches_of_keys():
@@ -241,7 +250,7 @@ class LmdbStore(SummaryStore):
         order, users, versions, times = order[last], users[last], versions[last], times[last]
 
         def put(txn: Any, keys: list[bytes], records: np.ndarray, event_times: list[int]) -> int:
-            written = 0
+            written: list[bytes] = []
             for key, value, time in zip(keys, records, event_times, strict=True):
                 if newest_wins or only_present:
                     stored = txn.get(key)
@@ -249,8 +258,11 @@ class LmdbStore(SummaryStore):
                         continue
                     if stored is not None and newest_wins and record.is_newer(self.spec, key, stored, time):
                         continue
-                written += txn.put(key, value)
-            return written
+                txn.put(key, value)
+                written.append(key)
+            if self._environment.feed is not None:
+                self._environment.feed.note(txn, written)
+            return len(written)
 
         total = 0
         for begin in range(0, len(order), self._batch):
@@ -259,6 +271,23 @@ class LmdbStore(SummaryStore):
             records = record.pack(self.spec, users[part], versions[part], times[part], rows[order[part]])
             total += self._environment.write(put, keys, records, times[part].tolist())
         return total
+
+    def _erase(self, txn: Any, prefixes: list[bytes]) -> int:
+        """Delete all keys of some users; returns how many there were."""
+        cursor = txn.cursor()
+        keys: list[bytes] = []
+        for prefix in prefixes:
+            more = cursor.set_range(prefix)
+            while more and bytes(cursor.key()[:8]) == prefix:
+                keys.append(bytes(cursor.key()))
+                more = cursor.next()
+        return self._delete(txn, keys)
+
+    def _delete(self, txn: Any, keys: list[bytes]) -> int:
+        """Delete records; returns how many there were."""
+        if self._environment.feed is not None:
+            self._environment.feed.forget(txn, keys)
+        return sum(map(txn.delete, keys))
 
     def _batches_of_keys(self) -> Iterator[list[bytes]]:
         start = b""
@@ -300,14 +329,3 @@ def _newest(cursor: Any, prefix: bytes) -> tuple[bytes, memoryview] | None:
         return None
     key = bytes(cursor.key())
     return (key, cursor.value()) if key[:8] == prefix else None
-
-
-def _erase(txn: Any, prefixes: list[bytes]) -> int:
-    """Delete all keys of some users; returns how many there were."""
-    cursor, erased = txn.cursor(), 0
-    for prefix in prefixes:
-        cursor.set_range(prefix)
-        while bytes(cursor.key()[:8]) == prefix:  # behind the last key: b""
-            cursor.delete()  # and move on to the next
-            erased += 1
-    return erased
