@@ -79,7 +79,7 @@ class Call:
         **overrides: int,
     ):
         self.case, self.arch, self.overrides = case, arch, overrides
-        self.device = Device(library, seed, multiprocessors=multiprocessors)
+        self.device = Device(library, seed, multiprocessors=multiprocessors, capability=divmod(arch, 10))
         self.arrays = {name: self.device.array(bits(x), name=name) for name, x in case.tensors.items()}
         shape = (case.rows, case.out_features)
         self.arrays["out"] = self.device.empty(shape, self.arrays["x"].dtype, name="out")
@@ -99,6 +99,19 @@ class Call:
 
     def result(self) -> Tensor:
         return torch.from_numpy(self.arrays["out"].numpy().view("int16")).view(self.case.dtype)
+
+
+def best_tile(
+    library: EmulatedLibrary,
+    case: Case,
+    arch: int,
+    multiprocessors: int,
+    rows: int | None = None,
+    out_features: int | None = None,
+) -> tuple[int, int]:
+    """Rows and columns of the tile that the host chooses for this case, or for these sizes."""
+    sizes = (rows or case.rows, out_features or case.out_features, multiprocessors, arch == 90)
+    return divmod(library.host.test_linear_silu_tile(*(ctypes.c_int64(size) for size in sizes)), 1000)
 
 
 def check(case: Case, library: EmulatedLibrary, *args: int, **options: int) -> Call:
