@@ -1,11 +1,12 @@
 """The linear_silu kernels in the emulator: as exact as torch in the same precision, with no finding."""
 
+import numpy as np
 import pytest
 import torch
 
 from python_tests.ptx_emulator import toolkit
 
-from .gemm_checks import Call, Case, best_tile, build_library, check
+from .gemm_checks import Call, Case, Recorder, best_tile, build_library, check
 
 BF16, FP16 = torch.bfloat16, torch.float16
 BOTH_WAYS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -163,6 +164,39 @@ def test_what_is_not_built_is_named(library, arch, capfd):
 def test_tiles(library, rows, out_features, sm80, sm90):
     for arch, expected, multiprocessors in ((80, sm80, 108), (90, sm90, 132)):
         assert best_tile(library, Case(0), arch, multiprocessors, rows, out_features) == expected
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("tile", "columns", "rows_at_a_time"),
+    [((64, 64), 64, 64), ((128, 128), 128, 64), ((128, 256), 512, 128)],
+    ids=str,
+)
+def test_tensor_maps_of_more_than_2_to_the_31_elements(library, tile, columns, rows_at_a_time, backward):
+    """What TMA is told, at a size that is not run; fake_cudart.cpp refuses what the driver would."""
+    rows, inside = 2**31 - 512, 4096
+    call = Call(
+        Case(1, backward=backward), library, 90, device=Recorder, multiprocessors=132,
+        rows=rows, in_features=inside, out_features=columns,
+    )  # fmt: skip
+    assert call.run() == 0
+    ((kernel, grid, threads, shared),) = call.device.launches
+    assert f"TileILi{tile[0]}ELi{tile[1]}E" in kernel and np.prod(grid) == 132 and threads == (384, 1, 1)
+    assert shared <= 227 * 1024
+    maps = call.device.tensor_maps()
+    # Operands in boxes of 64 columns and the whole tile's rows; results in boxes of 32 columns.
+    expected = {
+        "x": ([inside, rows, 1], [64, tile[0], 1]),
+        "weight": ([inside, columns, 1], [64, tile[1], 1]),
+        "out": ([columns, rows, 1], [32, rows_at_a_time, 1]),
+    }
+    if backward:
+        expected["grad_out"] = expected["out"]
+    assert set(maps) == {call.arrays[name].pointer for name in expected}
+    for name, (extents, box) in expected.items():
+        found = maps[call.arrays[name].pointer]
+        assert (found.extents, found.box) == (extents, box), name
+        assert found.strides[:2] == [2, 2 * extents[0]] and found.swizzle == 2 * box[0], name
 
 
 @pytest.mark.parametrize("tile", [(64, 64), (128, 128)], ids=str)
