@@ -34,7 +34,7 @@ import occupancy
 RECORD = cmake_build.ROOT / "python_tests" / "kernels" / "kernel_manifest.json"
 
 # Tensor cores, asynchronous copies, 16-byte accesses: a kernel that has them keeps them.
-MUST_STAY = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDG.128", "STG.128")
+MUST_STAY = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "UTMASTG", "LDG.128", "STG.128")
 # Spills and double precision.
 MUST_BE_ABSENT = ("LDL", "STL", "DFMA", "DADD", "DMUL")
 COUNTED = (*MUST_STAY, "LDG", "STG", "BAR", *MUST_BE_ABSENT)

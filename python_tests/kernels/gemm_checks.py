@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from python_tests.ptx_emulator import Device, EmulatedLibrary
+from python_tests.ptx_emulator.tensor_map import TensorMap
 from vista_ext.reference import linear_silu
 from vista_ext.testing import assert_as_good_as
 
@@ -76,10 +79,11 @@ class Call:
         arch: int = 80,
         seed: int = 0,
         multiprocessors: int = 64,
+        device: type[Device] = Device,
         **overrides: int,
     ):
         self.case, self.arch, self.overrides = case, arch, overrides
-        self.device = Device(library, seed, multiprocessors=multiprocessors)
+        self.device = device(library, seed, multiprocessors=multiprocessors, capability=divmod(arch, 10))
         self.arrays = {name: self.device.array(bits(x), name=name) for name, x in case.tensors.items()}
         shape = (case.rows, case.out_features)
         self.arrays["out"] = self.device.empty(shape, self.arrays["x"].dtype, name="out")
@@ -99,6 +103,38 @@ class Call:
 
     def result(self) -> Tensor:
         return torch.from_numpy(self.arrays["out"].numpy().view("int16")).view(self.case.dtype)
+
+
+class Recorder(Device):
+    """Runs nothing: keeps the parameters of the launch, for sizes that no memory holds."""
+
+    parameters = b""
+
+    def _launch(self, request: Any) -> int:
+        kernel = self.library.program(request.kernel.decode()).kernel
+        (parameter,) = kernel.parameters.values()
+        self.parameters = ctypes.string_at(request.arguments[0], parameter.size)
+        self.launches.append((kernel.name, tuple(request.grid), tuple(request.block), request.dynamic_shared))
+        return 0
+
+    def tensor_maps(self) -> dict[int, TensorMap]:
+        """By the address that they describe."""
+        places = [at.start() for at in re.finditer(b"VMAP", self.parameters)]
+        maps = [TensorMap.from_record(self.parameters[at : at + 128]) for at in places]
+        return {each.address: each for each in maps}
+
+
+def best_tile(
+    library: EmulatedLibrary,
+    case: Case,
+    arch: int,
+    multiprocessors: int,
+    rows: int | None = None,
+    out_features: int | None = None,
+) -> tuple[int, int]:
+    """Rows and columns of the tile that the host chooses for this case, or for these sizes."""
+    sizes = (rows or case.rows, out_features or case.out_features, multiprocessors, arch == 90)
+    return divmod(library.host.test_linear_silu_tile(*(ctypes.c_int64(size) for size in sizes)), 1000)
 
 
 def check(case: Case, library: EmulatedLibrary, *args: int, **options: int) -> Call:

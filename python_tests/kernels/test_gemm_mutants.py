@@ -24,6 +24,19 @@ def few_steps(library: EmulatedLibrary, seed: int) -> None:
     check(Case(5, 96, 72), library, seed=seed)
 
 
+def hopper(library: EmulatedLibrary, seed: int) -> None:
+    """Several tiles for a block, and more steps than stages."""
+    check(Case(200, 840, 72, backward=True), library, 90, seed, multiprocessors=4)
+
+
+def hopper_short(library: EmulatedLibrary, seed: int) -> None:
+    check(Case(70, 72, 72, backward=True), library, 90, seed)
+
+
+def hopper_wide(library: EmulatedLibrary, seed: int) -> None:
+    check(Case(129, 72, 256), library, 90, seed, multiprocessors=1)
+
+
 FORWARD, BACKWARD = (f"linear_silu_sm80INS0_8BFloat16ENS1_8Sm80TileILi64ELi64EEELb{way}E" for way in (0, 1))
 
 BARRIER = r"bar\.sync\s+0;"
@@ -35,6 +48,17 @@ COPY = r"(cp\.async\.cg\.shared\.global\.L2::128B \[%r\d+\], \[%rd\d+\], 16), %r
 GUARD = r"@p st\.global"
 IS_NULL = r"setp\.eq\.s64"
 PRODUCT = r"(mma\.sync\.aligned\.m16n8k16\S+\s+\{[^}]*\},\s*\{[^}]*\},\s*)\{(%r\d+),\s*(%r\d+)\}"
+
+HOPPER = "linear_silu_sm90INS0_8BFloat16ENS1_8Sm90TileILi64ELi64EEELb1E"
+HOPPER_WIDE = "linear_silu_sm90INS0_8BFloat16ENS1_8Sm90TileILi128ELi256EEELb0E"
+TMA_LOAD = r"(cp\.async\.bulk\.tensor\.3d\.shared::cluster\S+ \[%r\d+\], \[%rd\d+, )\{(%r\d+), (%r\d+),"
+ACROSS = r"\1{\3, \2,"
+PROXY_FENCE = r"fence\.proxy\.async\.shared::cta;"
+NAMED_BARRIER = r"bar\.sync %r\d+, %r\d+;"
+LAST_STEPS = r"wgmma\.wait_group\.sync\.aligned 0;"
+RELEASE = r"mbarrier\.arrive\.shared::cluster\.b64\s+_, \[remAddr32\];"
+EXPECT = r"(mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _, \[%r\d+\]), %r\d+;"
+SCALAR_BIAS = r"(ld\.global\.u16\s+%rs\d+), \[(%rd\d+)\]"
 
 MUTANTS = {
     "forward: waits for too little": (FORWARD, r"wait_group 2;", "wait_group 3;", None, forward),
@@ -54,6 +78,35 @@ MUTANTS = {
     "backward: one slope without exponential": (BACKWARD, EXPONENTIAL, ONE, 3, backward),
     "backward: no barrier in the epilogue": (BACKWARD, BARRIER, "", 5, backward),
     "backward: rows behind the last are written": (BACKWARD, GUARD, "st.global", None, backward),
+    "hopper: does not wait for the last steps": (
+        HOPPER,
+        LAST_STEPS,
+        "wgmma.wait_group.sync.aligned 1;",
+        0,
+        hopper_short,
+    ),
+    "hopper: products start before their registers are ready": (HOPPER, r"wgmma\.fence\S+;", "", 0, hopper_short),
+    "hopper: a stage is not released": (HOPPER, RELEASE, "", 0, hopper),
+    "hopper: a stage is released early": (
+        HOPPER,
+        r"wgmma\.wait_group\.sync\.aligned 1;",
+        "wgmma.wait_group.sync.aligned 2;",
+        0,
+        hopper,
+    ),
+    "hopper: expects half of a stage": (HOPPER, EXPECT, r"\1, 8192;", 0, hopper_short),
+    "hopper: expects more than a stage": (HOPPER, EXPECT, r"\1, 32768;", 0, hopper_short),
+    "hopper: a gradient across": (HOPPER, TMA_LOAD, ACROSS, 0, hopper),
+    "hopper: an operand across": (HOPPER, TMA_LOAD, ACROSS, 4, hopper),
+    "hopper: bias of the neighbours": (HOPPER, SCALAR_BIAS, r"\1, [\2+2]", 0, hopper_short),
+    "hopper: one slope without exponential": (HOPPER, EXPONENTIAL, ONE, 3, hopper_short),
+    "hopper: a store does not see what was written": (HOPPER, PROXY_FENCE, "", 0, hopper_short),
+    "hopper: no barrier behind the bias": (HOPPER, NAMED_BARRIER, "", 0, hopper_short),
+    "hopper: no barrier before a store": (HOPPER, NAMED_BARRIER, "", 1, hopper_short),
+    "hopper: ends before its stores": (HOPPER, r"cp\.async\.bulk\.wait_group\.read \d;", "", None, hopper_short),
+    "hopper, wide: a store does not see what was written": (HOPPER_WIDE, PROXY_FENCE, "", 0, hopper_wide),
+    "hopper, wide: bias of the neighbours": (HOPPER_WIDE, SCALAR_BIAS, r"\1, [\2+2]", 0, hopper_wide),
+    "hopper, wide: expects half of a stage": (HOPPER_WIDE, EXPECT, r"\1, 24576;", 0, hopper_wide),
 }
 
 
@@ -68,7 +121,7 @@ def test_planted_bug_is_found(name):
             check_way(mutant, seed)
 
 
-@pytest.mark.parametrize("check_way", [forward, backward, no_bias, few_steps])
+@pytest.mark.parametrize("check_way", [forward, backward, no_bias, few_steps, hopper, hopper_short, hopper_wide])
 def test_without_a_bug_the_checks_pass(check_way):
     if toolkit() is None:
         pytest.skip("no nvcc on this machine")

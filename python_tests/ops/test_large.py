@@ -78,3 +78,13 @@ def test_rows(device):
     assert torch.equal(back[:1], ops.dequantize_rows(rows[users:], tokens, DIM)) and not back[1].any()
     ops.cache_scatter_(rows, torch.tensor([users], device=device), rows[:1].clone())
     assert not rows[users].any()
+
+
+def test_linear_silu(device):
+    rows = 2**21  # times 1024 columns of the result
+    x = torch.zeros(rows + LAST, 16, dtype=torch.bfloat16, device=device)
+    x[rows:] = torch.randn(LAST, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.randn(1024, 16, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
+    out = ops.linear_silu(x, weight)
+    torch.testing.assert_close(out[rows:], ops.linear_silu(x[rows:], weight))
+    assert out[rows:].any() and not out[:LAST].any() and not out[rows - LAST : rows].any()
