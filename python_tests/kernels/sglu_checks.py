@@ -21,6 +21,7 @@ FILES = (
     "sglu/forward",
     "sglu/backward",
     "sglu/sm90/forward",
+    "sglu/sm90/backward",
     "common/launch",
     "common/sm90/tensor_map",
 )

@@ -1,3 +1,7 @@
+// Which kernel serves a call. Both sets are built for the same dtypes and sizes.
+//
+// Compute capability 9.x has wgmma, which computes twice as fast as the mma that the portable kernels use, and TMA: the
+// kernels of sm90/ serve it whatever the size. All others, older and newer, have the portable ones.
 #include "parts.h"
 
 namespace vista::cuda {
@@ -7,7 +11,7 @@ int launch_sglu(const SgluParams& params, Stream stream) {
 }
 
 int launch_sglu_backward(const SgluParams& params, Stream stream) {
-  return launch_sglu_backward_portable(params, stream);
+  return device_is_sm90() ? sm90::launch_sglu_backward(params, stream) : launch_sglu_backward_portable(params, stream);
 }
 
 }  // namespace vista::cuda

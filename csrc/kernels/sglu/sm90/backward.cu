@@ -6,12 +6,9 @@
 // four lanes that share a row to global memory, 16 bytes a lane. The products of a chunk with up and gate run on while
 // the next chunk's first products are issued: a stage is released one step later, when they are known to be done.
 #include "../../common/dispatch.cuh"
-#include "../../common/sm90/tensor_map.h"
-#include "../../common/sm90/tma.cuh"
-#include "../../common/sm90/wgmma.cuh"
 #include "../launch.cuh"
 #include "../parts.h"
-#include "../rows.cuh"
+#include "tiles.cuh"
 
 namespace vista::cuda::sm90 {
 namespace {
@@ -19,52 +16,19 @@ namespace {
 template <class Element, int D>
 struct BackwardShape {
   using T = Element;
-  static constexpr int kRows = 128, kOwnRows = 64;  // of a block, of a warpgroup
-  static constexpr int kThreads = 384;
+  static constexpr int kRows = 2 * kOwnRows, kThreads = 384;
   static constexpr int kChunk = 32;  // hidden columns in a stage
   static constexpr int kStages = D == 256 ? 2 : 4;
   static constexpr int kPanels = D / kBoxColumns;
-  static constexpr int kRowPanel = kOwnRows * 128, kRowTile = kPanels * kRowPanel;      // bytes
-  static constexpr int kChunkPanel = kChunk * 128, kChunkTile = kPanels * kChunkPanel;  // bytes
-  static constexpr int kStage = 3 * kChunkTile;                                         // up, gate, down^T
-  static constexpr int kSharedBytes = 4 * kRowTile + kStages * kStage;
+  static constexpr int kOwnTile = kPanels * kRowPanel;  // bytes, as all below
+  static constexpr int kChunkPanel = kChunk * 128, kChunkTile = kPanels * kChunkPanel;
+  static constexpr int kStage = 3 * kChunkTile;  // up, gate, down^T
+  static constexpr int kSharedBytes = 4 * kOwnTile + kStages * kStage;
 };
 
 struct BackwardMaps {
   CUtensorMap x, grad_out, grad_x, up, gate, down_t;
 };
-
-// Two neighbours of a row of a swizzled tile.
-template <class Shape>
-__device__ inline uint32_t* pair_at(uint8_t* tile, int row, int column) {
-  return reinterpret_cast<uint32_t*>(tile + column / kBoxColumns * Shape::kRowPanel +
-                                     swizzled(row, column % kBoxColumns));
-}
-
-// 1 / root mean square of the rows `row` and `row` + 8 of a tile, by the four lanes that share them.
-template <class Shape>
-__device__ inline void inverse_roots(float (&inverse)[2], const uint8_t* tile, int row, const SgluParams& p) {
-  using T = typename Shape::T;
-  inverse[0] = inverse[1] = 1.f;
-  if (!p.norm) return;
-  constexpr int kVectors = Shape::kPanels * 2;  // of a lane
-  float squares[2] = {0.f, 0.f};
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      float x[8];  // of each panel two vectors: neighbouring lanes meet different banks
-      const int vector = lane_id() % 4 * 2 + i % 2;
-      unpack_vector<T>(load_vector(reinterpret_cast<const T*>(tile + i / 2 * Shape::kRowPanel +
-                                                              swizzled(row + 8 * half, vector * 8))),
-                       x);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) squares[half] = fmaf(x[j], x[j], squares[half]);
-    }
-  sum_lanes(squares);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) inverse[half] = rsqrtf(squares[half] / static_cast<float>(p.dim) + p.eps);
-}
 
 // Each of the four lanes that share a row has word[i], two of the columns 8i to 8i + 7. Now lane i has them all.
 __device__ inline uint4 gather_columns(const uint32_t (&word)[4]) {
@@ -100,11 +64,11 @@ __device__ inline void store_chunk(void* to, const Fragment (&chunk)[2], const P
 template <class Shape>
 __device__ void bring_operands(const BackwardMaps& maps, const SgluParams& p, int64_t begin, uint8_t* rows,
                                uint8_t* weights, Barrier& rows_here, Ring<Shape::kStages>& ring) {
-  rows_here.arrive_expecting(4 * Shape::kRowTile);
+  rows_here.arrive_expecting(4 * Shape::kOwnTile);
   for (int part = 0; part < 4; ++part)
     for (int panel = 0; panel < Shape::kPanels; ++panel)
-      load_tile(rows + part * Shape::kRowTile + panel * Shape::kRowPanel, part % 2 == 0 ? maps.x : maps.grad_out,
-                static_cast<int>(begin) + part / 2 * Shape::kOwnRows, panel * kBoxColumns, rows_here);
+      load_tile(rows + part * Shape::kOwnTile + panel * kRowPanel, part % 2 == 0 ? maps.x : maps.grad_out,
+                static_cast<int>(begin) + part / 2 * kOwnRows, panel * kBoxColumns, rows_here);
   const int steps = static_cast<int>((p.hidden + Shape::kChunk - 1) / Shape::kChunk);
   Turn<Shape::kStages> turn;
   for (int step = 0; step < steps; ++step, turn.next()) {
@@ -125,13 +89,13 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
     sglu_backward(const __grid_constant__ BackwardMaps maps, const SgluParams p) {
   using Shape = BackwardShape<T, D>;
   constexpr int kChunk = Shape::kChunk;
-  using Rows = Operand<Major::kK, Shape::kOwnRows>;
+  using Rows = Operand<Major::kK, kOwnRows>;
   using Columns = Operand<Major::kK, kChunk>;  // a chunk of weights, to multiply along dim
   using Depths = Operand<Major::kMN, kChunk>;  // the same, to multiply along hidden
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ Barrier rows_here;
   __shared__ Ring<Shape::kStages> ring;
-  uint8_t* weights = shared + 4 * Shape::kRowTile;
+  uint8_t* weights = shared + 4 * Shape::kOwnTile;
   const int warpgroup = threadIdx.x / 128;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
   if (threadIdx.x == 0) {
@@ -147,12 +111,12 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
   }
 
   claim_registers<240>();
-  uint8_t *x = shared + warpgroup * 2 * Shape::kRowTile, *grad = x + Shape::kRowTile;
+  uint8_t *x = shared + warpgroup * 2 * Shape::kOwnTile, *grad = x + Shape::kOwnTile;
   const int row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;  // and row + 8
-  const int64_t own_begin = begin + warpgroup * Shape::kOwnRows;
+  const int64_t own_begin = begin + warpgroup * kOwnRows;
   rows_here.wait(0);
   float inverse[2];
-  inverse_roots<Shape>(inverse, x, row, p);
+  inverse_roots<T, D>(inverse, x, row, p);
 
   Accumulator<D> t;
   clear<D>(t);
@@ -223,7 +187,7 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
     for (int j = 0; j < D / 8; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float2 two = unpack2(*pair_at<Shape>(x, row + 8 * half, 8 * j + first_column), T{});
+        const float2 two = unpack2(*pair_at(x, row + 8 * half, 8 * j + first_column), T{});
         along[half] = fmaf(t[j][2 * half], two.x, fmaf(t[j][2 * half + 1], two.y, along[half]));
       }
     sum_lanes(along);
@@ -237,43 +201,36 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float result[2] = {t[j][2 * half], t[j][2 * half + 1]};
-      uint32_t* place = pair_at<Shape>(x, row + 8 * half, 8 * j + first_column);
+      uint32_t* place = pair_at(x, row + 8 * half, 8 * j + first_column);
       if (p.norm) {
         const float2 two = unpack2(*place, T{});
         result[0] = fmaf(-factor[half], two.x, result[0]);
         result[1] = fmaf(-factor[half], two.y, result[1]);
       }
       if (p.residual) {
-        const float2 two = unpack2(*pair_at<Shape>(grad, row + 8 * half, 8 * j + first_column), T{});
+        const float2 two = unpack2(*pair_at(grad, row + 8 * half, 8 * j + first_column), T{});
         result[0] += two.x;
         result[1] += two.y;
       }
       *place = pack2(result[0], result[1], T{});
     }
-  publish_stores();
-  sync_some(1 + warpgroup, 128);
-  if (threadIdx.x % 128 == 0 && own_begin < p.total) {
-    for (int panel = 0; panel < Shape::kPanels; ++panel)
-      store_tile(maps.grad_x, static_cast<int>(own_begin), panel * kBoxColumns, x + panel * Shape::kRowPanel);
-    commit_stores();
-    wait_stores_read<0>();
-  }
+  write_rows<D>(maps.grad_x, own_begin, x, p, warpgroup);
 }
 
 template <class T, int D>
 int launch(const SgluParams& p, Stream stream) {
   using Shape = BackwardShape<T, D>;
   BackwardMaps maps;
-  const auto describe = [&](CUtensorMap& map, const void* data, int64_t rows, int box_rows) {
-    return encode(map, {data, p.dtype, rows, p.dim, p.dim}, box_rows);
+  const auto rows = [&](CUtensorMap& map, const void* data) {
+    return encode(map, {data, p.dtype, p.total, p.dim, p.dim}, kOwnRows);
   };
-  for (cudaError_t error :
-       {describe(maps.x, p.x, p.total, Shape::kOwnRows), describe(maps.grad_out, p.grad_out, p.total, Shape::kOwnRows),
-        describe(maps.grad_x, p.grad_x, p.total, Shape::kOwnRows), describe(maps.up, p.up, p.hidden, Shape::kChunk),
-        describe(maps.gate, p.gate, p.hidden, Shape::kChunk), describe(maps.down_t, p.down_t, p.hidden, Shape::kChunk)})
+  const auto weights = [&](CUtensorMap& map, const void* data) {
+    return encode(map, {data, p.dtype, p.hidden, p.dim, p.dim}, Shape::kChunk);
+  };
+  for (cudaError_t error : {rows(maps.x, p.x), rows(maps.grad_out, p.grad_out), rows(maps.grad_x, p.grad_x),
+                            weights(maps.up, p.up), weights(maps.gate, p.gate), weights(maps.down_t, p.down_t),
+                            allow_shared(sglu_backward<T, D>, Shape::kSharedBytes)})
     if (error != cudaSuccess) return error;
-  const cudaError_t error = allow_shared(sglu_backward<T, D>, Shape::kSharedBytes);
-  if (error != cudaSuccess) return error;
   const unsigned blocks = static_cast<unsigned>((p.total + Shape::kRows - 1) / Shape::kRows);
   sglu_backward<T, D><<<blocks, Shape::kThreads, Shape::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(maps, p);
   return cudaGetLastError();
@@ -281,11 +238,11 @@ int launch(const SgluParams& p, Stream stream) {
 
 }  // namespace
 
-int launch_sglu_backward(const SgluParams& p, Stream stream) {
-  check_sglu(p);
-  if (p.total == 0) return cudaSuccess;
-  if (p.dtype == DType::kHalf) return p.dim <= 128 ? launch<Half, 128>(p, stream) : launch<Half, 256>(p, stream);
-  return p.dim <= 128 ? launch<BFloat16, 128>(p, stream) : launch<BFloat16, 256>(p, stream);
+int launch_sglu_backward(const SgluParams& params, Stream stream) {
+  return dispatch(params, [&](auto math, auto dim) -> int {
+    if (params.total == 0) return cudaSuccess;  // nothing that a tensor map could describe
+    return launch<typename decltype(math)::T, decltype(dim)::value>(params, stream);
+  });
 }
 
 }  // namespace vista::cuda::sm90
