@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench import peers
 from vista_ext import _C, ops
-from vista_ext.reference import cross_attn_by_mask, linear_silu, qla_by_state
+from vista_ext.reference import cross_attn_by_mask, linear_silu, qla_by_state, sglu_by_products
 from vista_ext.reference.cache_rows import quantize_rows as reference_rows
 
 HEADS, DIM = 4, 64  # one row of 256 values: the published model's size
@@ -257,6 +257,47 @@ def cross_attn_case(
     )
 
 
+def sglu_case(
+    rows: int, dtype: torch.dtype, backward: bool, dim: int = WIDTH, hidden: int = WIDTH, **options: Any
+) -> Case:
+    """The feed-forward half of a layer: norm, three products, the multiplication, the rows added."""
+    item = dtype.itemsize
+    norm_eps = 1e-6
+
+    def make(device: str) -> Problem:
+        generator = torch.Generator(device).manual_seed(0)
+        shapes = (rows, dim), (hidden, dim), (hidden, dim), (dim, hidden)
+        inputs = [
+            (torch.randn(shape, generator=generator, device=device) / (1 if shape[0] == rows else shape[1] ** 0.5))
+            .to(dtype)
+            .requires_grad_()
+            for shape in shapes
+        ]
+        # Gradients of weights are sums over all rows; a result alone is checked in some of them.
+        some = None if backward or rows <= MAX_CHECKED_ROWS else torch.tensor(_spread(rows, MAX_CHECKED_ROWS))
+        return _float_problem(
+            inputs,
+            backward,
+            partial(ops.sglu, norm_eps=norm_eps, residual=True),
+            peers.sglu(norm_eps),
+            partial(sglu_by_products, norm_eps=norm_eps, residual=True),
+            part=lambda x: x if some is None or len(x) != rows else x[some.to(x.device)],
+            checked="all of it" if some is None else f"{len(some)} of {rows} rows",
+        )
+
+    # Forward reads and writes the rows; backward reads rows and gradients and writes gradients. Weights likewise.
+    return Case(
+        "sglu",
+        f"{rows} x {dim}" + (f" h{hidden}" if hidden != dim else ""),
+        dtype,
+        bytes=(rows * dim * (2 + 3 * backward) + 3 * dim * hidden * (1 + 2 * backward)) * item,
+        flops=rows * 6 * dim * hidden * (3 if backward else 1),
+        make=make,
+        backward=backward,
+        **options,
+    )
+
+
 def _layout(scheme: str) -> dict[str, int]:
     return _C.row_layout(scheme, TOKENS, WIDTH, 0)
 
@@ -392,6 +433,7 @@ def _cases() -> list[Case]:
     for dtype in (fp32, bf16):
         for backward in (False, True):
             cases += [
+                sglu_case(32768, dtype, backward),
                 *[qla_case("8 x 2k-6k", jagged, 16, dtype, backward, threads=threads) for threads in (1, None)],
                 qla_case("1 x 64k", [65536], 16, dtype, backward),
                 cross_attn_case("32 users x 256", 32, 256, 32, False, dtype, backward),
@@ -408,6 +450,7 @@ def _cases() -> list[Case]:
         qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
         cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
         linear_silu_case(200, 64, 128, fp32, True, quick=True),
+        sglu_case(300, bf16, True, dim=64, hidden=64, quick=True),
         gather_case("int8", 16, 64, fp32, quick=True),
         quantize_case(16, fp32, quick=True),
     ]

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import torch
 
-from bench.cases import Case, gather_case, linear_silu_case, qla_case, quantize_case, scatter_case, state_case
+from bench.cases import (
+    Case,
+    gather_case,
+    linear_silu_case,
+    qla_case,
+    quantize_case,
+    scatter_case,
+    sglu_case,
+    state_case,
+)
 
 TARGETS = 16
 MILLION = 1_000_000
@@ -34,6 +43,7 @@ def _cases() -> list[Case]:
         for shape, lengths in uniform.items()
         for backward in (False, True)
     ]
+    cases += [sglu_case(1_024_000, bf16, backward) for backward in (False, True)]
     cases += [gather_case("int8", users, 2 * max(users, 4096), bf16) for users in (512, 4096, 65536)]
     cases += [quantize_case(users, bf16) for users in (512, 4096, 65536)]
     cases += [state_case("1 x 1000000", 1, MILLION, bf16), state_case("512 x 2000", 512, 2000, bf16)]
@@ -58,11 +68,13 @@ def _cases() -> list[Case]:
         for scheme in ("int4", "fp8_e4m3")
         for users in (512, 4096, 65536)
     ]
+    cases += [sglu_case(1_024_000, bf16, backward, 128, 512) for backward in (False, True)]
     cases += [scatter_case(users, 2 * max(users, 4096)) for users in (512, 4096, 65536)]
     cases += [
         qla_case("2 x 200-300", [300, 200], TARGETS, fp32, True, quick=True),
         qla_case("3 x 200", [200] * 3, TARGETS, bf16, False, quick=True),
         state_case("3 x 200", 3, 200, bf16, quick=True),
+        sglu_case(300, bf16, True, quick=True),
         gather_case("int4", 16, 64, bf16, quick=True),
         quantize_case(16, bf16, quick=True),
         linear_silu_case(200, 64, 128, bf16, True, quick=True),

@@ -24,6 +24,11 @@ def _of_floor(limit: float) -> dict[str, Any]:
     return {"value": lambda row: row["ratio_to_floor"], "met": lambda value: value <= limit}
 
 
+def _faster(peer: str) -> dict[str, Any]:
+    return {"value": lambda row: row.get(f"ratio_to_{peer}"), "met": lambda value: value >= 1}
+
+
+SGLU_SHAPES = ("1024000 x 256",)
 QLA_SHAPES = ("512 x 2000", "512 x 16000", "1 x 1000000")
 PRODUCTS = ("2048000 x 256 to 512", "1024000 x 256 to 768", "16384 x 4096 to 4096")
 USERS = ("int8 512 ", "int8 4096 ", "int8 65536 ")
@@ -42,6 +47,22 @@ TARGETS = [
     ],
     Target("linear + SiLU: at least 85 % of cuBLAS alone", "linear_silu", PRODUCTS, False, **_ALMOST_CUBLAS),
     Target("linear + SiLU: faster than cuBLAS and a SiLU", "linear_silu", PRODUCTS, False, **_FASTER_THAN_TWO),
+    Target(
+        "SGLU forward in one kernel: at most 0.65 ms",
+        "sglu",
+        SGLU_SHAPES,
+        False,
+        value=lambda row: row["ours_ms"],
+        met=lambda value: value <= 0.65,
+    ),
+    *[
+        Target(f"SGLU {name}: faster than three cuBLAS products", "sglu", SGLU_SHAPES, backward, **_faster("eager"))
+        for backward, name in ((False, "forward"), (True, "forward + backward"))
+    ],
+    *[
+        Target(f"SGLU {name}: faster than torch.compile", "sglu", SGLU_SHAPES, backward, **_faster("compile"))
+        for backward, name in ((False, "forward"), (True, "forward + backward"))
+    ],
     # 80 % of copy bandwidth is 1.25 times the floor.
     Target("gather + dequantize: at most 1.25 x floor, cold", "cache_gather", USERS, False, **_of_floor(1.25)),
     Target("quantize: at most 1.25 x floor, cold", "quantize_rows", USERS, False, **_of_floor(1.25)),

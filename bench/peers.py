@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,16 @@ def cross_attn(groups: int, sequences: int, kv_index: Tensor | None) -> Callable
             weights = scores.softmax(-1)
             out = weights[..., :-1] @ values + weights[..., -1:] * heads_first(self_v, groups)
         return out.transpose(1, 2).reshape(q.shape)
+
+    return run
+
+
+def sglu(norm_eps: float) -> Callable[..., Tensor]:
+    """Three products, as torch.nn.Linear computes them, between element-wise kernels."""
+
+    def run(x: Tensor, up: Tensor, gate: Tensor, down: Tensor) -> Tensor:
+        y = torch.nn.functional.rms_norm(x, x.shape[-1:], eps=norm_eps)
+        return x + linear(linear(y, up) * linear(y, gate), down)
 
     return run
 

@@ -17,7 +17,14 @@ def test_smoke_run(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [bench["extra_info"] for bench in json.loads(report.read_text())["benchmarks"]]
-    assert {row["op"] for row in rows} == {"qla", "jagged_cross_attn", "cache_gather", "quantize_rows", "linear_silu"}
+    assert {row["op"] for row in rows} == {
+        "qla",
+        "jagged_cross_attn",
+        "cache_gather",
+        "quantize_rows",
+        "linear_silu",
+        "sglu",
+    }
     for row in rows:
         for key in ("threads", "bytes", "flops", "bytes_per_s", "flop_per_s", "ours_ms"):
             assert row[key] > 0, f"{row['case']}: {key}"

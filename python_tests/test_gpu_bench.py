@@ -13,6 +13,7 @@ from bench.cases import (
     qla_case,
     quantize_case,
     scatter_case,
+    sglu_case,
     state_case,
 )
 from vista_ext.testing import assert_as_good_as
@@ -50,6 +51,7 @@ def test_every_case_has_its_own_name_and_the_targets_come_first():
         ("qla", "512 x 2000-bfloat16-fwd+bwd", 5632 * 1.024),
         ("qla", "1 x 1000000-bfloat16-fwd", 2048),
         ("linear_silu", "1024000 x 256 to 768-bfloat16-fwd", 2048 * 1.024 + 0.393),
+        ("sglu", "1024000 x 256-bfloat16-fwd", 1024 * 1.024 + 0.393),
         ("cache_gather", "int8 512 of 8192 users-bfloat16-fwd", 50.46),
         ("cache_gather", "int4 512 of 8192 users-bfloat16-fwd", 42.99),
     ],
@@ -98,6 +100,17 @@ def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeyp
         assert_as_good_as(problem.values(result), exact, reference)
     whole = case.op == "linear_silu" or case.shape in ("jagged", "no targets")
     assert problem.checked == "all of it" if whole else " of 9 " in problem.checked
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_sglu_is_checked_on_some_rows_forward_and_on_all_of_its_gradients(monkeypatch, backward):
+    monkeypatch.setattr("bench.cases.MAX_CHECKED_ROWS", 40)
+    problem = sglu_case(150, torch.bfloat16, backward, dim=32, hidden=24).make("cpu")
+    exact, reference = problem.exact(), problem.reference()
+    for function in (problem.ours, problem.composition):
+        result = differentiable(function, problem.inputs, backward)
+        assert_as_good_as(problem.values(result), exact, reference)
+    assert problem.checked == ("all of it" if backward else "40 of 150 rows")
 
 
 def test_a_row_says_what_was_measured_against_what():

@@ -16,7 +16,15 @@ from vista_ext.testing import assert_as_good_as
 
 from .qla_checks import DTYPE_IDS, bits
 
-FILES = ("forward", "backward")
+FILES = (
+    "sglu/dispatch",
+    "sglu/forward",
+    "sglu/backward",
+    "sglu/sm90/forward",
+    "sglu/sm90/backward",
+    "common/launch",
+    "common/sm90/tensor_map",
+)
 ENTRY = "python_tests/kernels/sglu_entry.cpp"
 GRADIENTS = ("grad_x", "grad_up_rows", "grad_gate_rows", "hidden_rows")
 POINTERS = ("x", "up", "gate", "down", "down_t", "grad_out", "out", *GRADIENTS)
@@ -24,7 +32,7 @@ POINTERS = ("x", "up", "gate", "down", "down_t", "grad_out", "out", *GRADIENTS)
 
 @cache
 def build_library() -> EmulatedLibrary:
-    return EmulatedLibrary.build([f"csrc/kernels/sglu/{name}.cu" for name in FILES], entry=ENTRY)
+    return EmulatedLibrary.build([f"csrc/kernels/{name}.cu" for name in FILES], entry=ENTRY)
 
 
 @dataclass
@@ -80,9 +88,16 @@ def expected(case: Case, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
 class Call:
     """A case on the device."""
 
-    def __init__(self, case: Case, library: EmulatedLibrary, seed: int = 0, **overrides: int):
+    def __init__(
+        self,
+        case: Case,
+        library: EmulatedLibrary,
+        seed: int = 0,
+        capability: tuple[int, int] = (8, 0),
+        **overrides: int,
+    ):
         self.case = case
-        self.device = Device(library, seed)
+        self.device = Device(library, seed, capability=capability)
         self.overrides = overrides
         self.arrays: dict[str, DeviceArray] = {
             name: self.device.array(bits(values), name=name) for name, values in case.tensors.items()
@@ -132,15 +147,16 @@ def _compare(case: Case, call: Call, names: tuple[str, ...]) -> None:
             raise AssertionError(f"{name}: {error}") from None
 
 
-def check_forward(case: Case, library: EmulatedLibrary, seed: int = 0) -> Call:
-    call = Call(case, library, seed)
+def check_forward(case: Case, library: EmulatedLibrary, seed: int = 0, **options) -> Call:
+    """`options` are those of Call."""
+    call = Call(case, library, seed, **options)
     assert call.forward() == 0
     _compare(case, call, ("out",))
     return call
 
 
-def check_backward(case: Case, library: EmulatedLibrary, seed: int = 0) -> Call:
-    call = Call(case, library, seed)
+def check_backward(case: Case, library: EmulatedLibrary, seed: int = 0, **options) -> Call:
+    call = Call(case, library, seed, **options)
     assert call.backward() == 0
     _compare(case, call, GRADIENTS)
     return call

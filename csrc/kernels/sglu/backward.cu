@@ -9,6 +9,7 @@
 // whole sectors. The weights' chunks pass through a ring; the rows of up and gate alternate by eights in it, so that
 // one operand holds the same hidden columns of both.
 #include "launch.cuh"
+#include "parts.h"
 #include "rows.cuh"
 
 namespace vista::cuda {
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
 
 }  // namespace
 
-int launch_sglu_backward(const SgluParams& params, Stream stream) {
+int launch_sglu_backward_portable(const SgluParams& params, Stream stream) {
   return dispatch(params, [&](auto math, auto dim) {
     using Math = decltype(math);
     constexpr int D = decltype(dim)::value;

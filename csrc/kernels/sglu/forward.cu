@@ -7,6 +7,7 @@
 // registers. The norm factor of a row is applied to it in fp32. So x is read once, out is written once, and nothing
 // else leaves the SM.
 #include "launch.cuh"
+#include "parts.h"
 #include "rows.cuh"
 
 namespace vista::cuda {
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(ForwardShape<Math, D>::kThreads, ForwardShape<
 
 }  // namespace
 
-int launch_sglu(const SgluParams& params, Stream stream) {
+int launch_sglu_portable(const SgluParams& params, Stream stream) {
   return dispatch(params, [&](auto math, auto dim) {
     using Math = decltype(math);
     constexpr int D = decltype(dim)::value;

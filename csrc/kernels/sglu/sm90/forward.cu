@@ -173,22 +173,13 @@ int launch(const SgluParams& p, Stream stream) {
   return cudaGetLastError();
 }
 
-template <class T>
-int launch_for_dim(const SgluParams& p, Stream stream) {
-  if (p.dim <= 64) return launch<T, 64>(p, stream);
-  return p.dim <= 128 ? launch<T, 128>(p, stream) : launch<T, 256>(p, stream);
-}
-
 }  // namespace
 
-int launch_sglu(const SgluParams& p, Stream stream) {
-  check_sglu(p);
-  if (p.total == 0) return cudaSuccess;
-  switch (p.dtype) {
-    case DType::kBFloat16: return launch_for_dim<BFloat16>(p, stream);
-    case DType::kHalf: return launch_for_dim<Half>(p, stream);
-    default: throw std::invalid_argument("sglu kernels are built for bfloat16 and float16");
-  }
+int launch_sglu(const SgluParams& params, Stream stream) {
+  return dispatch(params, [&](auto math, auto dim) -> int {
+    if (params.total == 0) return cudaSuccess;  // nothing that a tensor map could describe
+    return launch<typename decltype(math)::T, decltype(dim)::value>(params, stream);
+  });
 }
 
 }  // namespace vista::cuda::sm90

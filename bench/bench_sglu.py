@@ -1,0 +1,5 @@
+OPS = ("sglu",)
+
+
+def bench_sglu(compare, case):
+    compare(case)

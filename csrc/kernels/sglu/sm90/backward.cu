@@ -1,0 +1,248 @@
+// The pass of ../backward.cu for compute capability 9.0: wgmma, operands by TMA.
+//
+// A block has 128 rows: two warpgroups of 64, whose rows of x and grad_out stay in shared memory, and a thread that
+// brings the weights, kChunk hidden columns of up, gate and down^T at a time. The gradients of a chunk go from the
+// accumulators of its three products into the operands of the next two, within registers, and by exchange between the
+// four lanes that share a row to global memory, 16 bytes a lane. The products of a chunk with up and gate run on while
+// the next chunk's first products are issued: a stage is released one step later, when they are known to be done.
+#include "../../common/dispatch.cuh"
+#include "../launch.cuh"
+#include "../parts.h"
+#include "tiles.cuh"
+
+namespace vista::cuda::sm90 {
+namespace {
+
+template <class Element, int D>
+struct BackwardShape {
+  using T = Element;
+  static constexpr int kRows = 2 * kOwnRows, kThreads = 384;
+  static constexpr int kChunk = 32;  // hidden columns in a stage
+  static constexpr int kStages = D == 256 ? 2 : 4;
+  static constexpr int kPanels = D / kBoxColumns;
+  static constexpr int kOwnTile = kPanels * kRowPanel;  // bytes, as all below
+  static constexpr int kChunkPanel = kChunk * 128, kChunkTile = kPanels * kChunkPanel;
+  static constexpr int kStage = 3 * kChunkTile;  // up, gate, down^T
+  static constexpr int kSharedBytes = 4 * kOwnTile + kStages * kStage;
+};
+
+struct BackwardMaps {
+  CUtensorMap x, grad_out, grad_x, up, gate, down_t;
+};
+
+// Each of the four lanes that share a row has word[i], two of the columns 8i to 8i + 7. Now lane i has them all.
+__device__ inline uint4 gather_columns(const uint32_t (&word)[4]) {
+  const bool odd = lane_id() % 2 != 0, upper = lane_id() % 4 / 2 != 0;
+  // Between neighbours: word[1] of the even lane against word[0] of the odd one, and so word[3] against word[2].
+  const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
+  const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? word[2] : word[3], 1);
+  const uint32_t low[2] = {odd ? a : word[0], odd ? word[1] : a}, high[2] = {odd ? b : word[2], odd ? word[3] : b};
+  // Between pairs: `high` of the lower pair against `low` of the upper one.
+  const uint32_t c = __shfl_xor_sync(0xffffffffu, upper ? low[0] : high[0], 2);
+  const uint32_t d = __shfl_xor_sync(0xffffffffu, upper ? low[1] : high[1], 2);
+  return upper ? uint4{c, d, high[0], high[1]} : uint4{low[0], low[1], c, d};
+}
+
+// Where a lane stores 8 columns of a chunk, in the rows g and g + 8 of its warp.
+struct Place {
+  int64_t at, lower;  // elements from the first row's to those of row g and of row g + 8
+  bool rows[2];       // which of the rows exist
+  int columns;        // how many of hidden are left
+};
+
+// A chunk of hidden columns of one of the results: 64 rows x 32, as the operand that it is.
+template <class T>
+__device__ inline void store_chunk(void* to, const Fragment (&chunk)[2], const Place& place) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint4 bits = gather_columns({chunk[0][half], chunk[0][2 + half], chunk[1][half], chunk[1][2 + half]});
+    if (place.rows[half] && place.columns > 0)
+      write_vector(static_cast<T*>(to) + place.at + (half == 0 ? 0 : place.lower), bits);
+  }
+}
+
+template <class Shape>
+__device__ void bring_operands(const BackwardMaps& maps, const SgluParams& p, int64_t begin, uint8_t* rows,
+                               uint8_t* weights, Barrier& rows_here, Ring<Shape::kStages>& ring) {
+  rows_here.arrive_expecting(4 * Shape::kOwnTile);
+  for (int part = 0; part < 4; ++part)
+    for (int panel = 0; panel < Shape::kPanels; ++panel)
+      load_tile(rows + part * Shape::kOwnTile + panel * kRowPanel, part % 2 == 0 ? maps.x : maps.grad_out,
+                static_cast<int>(begin) + part / 2 * kOwnRows, panel * kBoxColumns, rows_here);
+  const int steps = static_cast<int>((p.hidden + Shape::kChunk - 1) / Shape::kChunk);
+  Turn<Shape::kStages> turn;
+  for (int step = 0; step < steps; ++step, turn.next()) {
+    uint8_t* stage = weights + turn.stage * Shape::kStage;
+    ring.acquire(turn, Shape::kStage);
+    for (int panel = 0; panel < Shape::kPanels; ++panel) {
+      uint8_t* at = stage + panel * Shape::kChunkPanel;
+      const int row = step * Shape::kChunk, column = panel * kBoxColumns;
+      load_tile(at, maps.up, row, column, ring.full[turn.stage]);
+      load_tile(at + Shape::kChunkTile, maps.gate, row, column, ring.full[turn.stage]);
+      load_tile(at + 2 * Shape::kChunkTile, maps.down_t, row, column, ring.full[turn.stage]);
+    }
+  }
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
+    sglu_backward(const __grid_constant__ BackwardMaps maps, const SgluParams p) {
+  using Shape = BackwardShape<T, D>;
+  constexpr int kChunk = Shape::kChunk;
+  using Rows = Operand<Major::kK, kOwnRows>;
+  using Columns = Operand<Major::kK, kChunk>;  // a chunk of weights, to multiply along dim
+  using Depths = Operand<Major::kMN, kChunk>;  // the same, to multiply along hidden
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ Barrier rows_here;
+  __shared__ Ring<Shape::kStages> ring;
+  uint8_t* weights = shared + 4 * Shape::kOwnTile;
+  const int warpgroup = threadIdx.x / 128;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
+  if (threadIdx.x == 0) {
+    rows_here.init(1);
+    ring.init(2);
+    publish_barriers();
+  }
+  __syncthreads();
+  if (warpgroup == 2) {
+    keep_registers<24>();
+    if (threadIdx.x == 256) bring_operands<Shape>(maps, p, begin, shared, weights, rows_here, ring);
+    return;
+  }
+
+  claim_registers<240>();
+  uint8_t *x = shared + warpgroup * 2 * Shape::kOwnTile, *grad = x + Shape::kOwnTile;
+  const int row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;  // and row + 8
+  const int64_t own_begin = begin + warpgroup * kOwnRows;
+  rows_here.wait(0);
+  float inverse[2];
+  inverse_roots<T, D>(inverse, x, row, p);
+
+  Accumulator<D> t;
+  clear<D>(t);
+  // Declared here: a definition while the products before are under way would make the compiler wait for those.
+  Accumulator<kChunk> u, v, g;
+  clear<kChunk>(u);
+  clear<kChunk>(v);
+  clear<kChunk>(g);
+  const int steps = static_cast<int>((p.hidden + kChunk - 1) / kChunk);
+  Turn<Shape::kStages> turn;
+  int before = 0;
+  const int64_t own_place = own_begin + row;
+  // It walks: its arithmetic within the loop would make the compiler wait for the products that are under way.
+  Place place{own_place * p.hidden + lane_id() % 4 * 8,
+              8 * p.hidden,
+              {own_place < p.total, own_place + 8 < p.total},
+              static_cast<int>(p.hidden) - lane_id() % 4 * 8};
+  for (int step = 0; step < steps; ++step) {
+    const uint8_t* stage = weights + turn.stage * Shape::kStage;
+    ring.full[turn.stage].wait(turn.parity);
+    begin_products(u, v, g);
+    multiply<T, D>(u, Rows(x), Columns(stage), false);
+    multiply<T, D>(v, Rows(x), Columns(stage + Shape::kChunkTile), false);
+    multiply<T, D>(g, Rows(grad), Columns(stage + 2 * Shape::kChunkTile), false);
+    commit_products();
+    wait_products<1>(t);  // the last chunk's
+    if (step > 0 && threadIdx.x % 128 == 0) ring.empty[before].arrive();
+    before = turn.stage;
+    turn.next();
+    wait_products<0>(u, v, g);
+
+    Fragment up_rows[2], gate_rows[2], hidden[2];
+#pragma unroll
+    for (int j = 0; j < kChunk / 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float of_up[2], of_gate[2], of_product[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 2 * half + i;
+          const float r = inverse[half], of_u = r * u[j][at], of_v = r * v[j][at], of_hidden = r * g[j][at];
+          of_up[i] = of_hidden * of_v;
+          of_gate[i] = of_hidden * of_u;
+          of_product[i] = of_u * of_v;
+        }
+        const int k = j / 2, place = j % 2 * 2 + half;
+        up_rows[k][place] = pack2(of_up[0], of_up[1], T{});
+        gate_rows[k][place] = pack2(of_gate[0], of_gate[1], T{});
+        hidden[k][place] = pack2(of_product[0], of_product[1], T{});
+      }
+    begin_products(t);
+    multiply<T>(t, up_rows, Depths(stage), true);
+    multiply<T>(t, gate_rows, Depths(stage + Shape::kChunkTile), true);
+    commit_products();
+    store_chunk<T>(p.grad_up_rows, up_rows, place);
+    store_chunk<T>(p.grad_gate_rows, gate_rows, place);
+    store_chunk<T>(p.hidden_rows, hidden, place);
+    place.at += kChunk;
+    place.columns -= kChunk;
+  }
+  wait_products<0>(t);
+
+  const int first_column = lane_id() % 4 * 2;
+  float factor[2] = {0.f, 0.f};
+  if (p.norm) {
+    float along[2] = {0.f, 0.f};
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 two = unpack2(*pair_at(x, row + 8 * half, 8 * j + first_column), T{});
+        along[half] = fmaf(t[j][2 * half], two.x, fmaf(t[j][2 * half + 1], two.y, along[half]));
+      }
+    sum_lanes(along);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      factor[half] = inverse[half] * inverse[half] * along[half] / static_cast<float>(p.dim);
+  }
+  // The results take the place of x, each element by the thread that needed it.
+#pragma unroll
+  for (int j = 0; j < D / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float result[2] = {t[j][2 * half], t[j][2 * half + 1]};
+      uint32_t* place = pair_at(x, row + 8 * half, 8 * j + first_column);
+      if (p.norm) {
+        const float2 two = unpack2(*place, T{});
+        result[0] = fmaf(-factor[half], two.x, result[0]);
+        result[1] = fmaf(-factor[half], two.y, result[1]);
+      }
+      if (p.residual) {
+        const float2 two = unpack2(*pair_at(grad, row + 8 * half, 8 * j + first_column), T{});
+        result[0] += two.x;
+        result[1] += two.y;
+      }
+      *place = pack2(result[0], result[1], T{});
+    }
+  write_rows<D>(maps.grad_x, own_begin, x, p, warpgroup);
+}
+
+template <class T, int D>
+int launch(const SgluParams& p, Stream stream) {
+  using Shape = BackwardShape<T, D>;
+  BackwardMaps maps;
+  const auto rows = [&](CUtensorMap& map, const void* data) {
+    return encode(map, {data, p.dtype, p.total, p.dim, p.dim}, kOwnRows);
+  };
+  const auto weights = [&](CUtensorMap& map, const void* data) {
+    return encode(map, {data, p.dtype, p.hidden, p.dim, p.dim}, Shape::kChunk);
+  };
+  for (cudaError_t error : {rows(maps.x, p.x), rows(maps.grad_out, p.grad_out), rows(maps.grad_x, p.grad_x),
+                            weights(maps.up, p.up), weights(maps.gate, p.gate), weights(maps.down_t, p.down_t),
+                            allow_shared(sglu_backward<T, D>, Shape::kSharedBytes)})
+    if (error != cudaSuccess) return error;
+  const unsigned blocks = static_cast<unsigned>((p.total + Shape::kRows - 1) / Shape::kRows);
+  sglu_backward<T, D><<<blocks, Shape::kThreads, Shape::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(maps, p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int launch_sglu_backward(const SgluParams& params, Stream stream) {
+  return dispatch(params, [&](auto math, auto dim) -> int {
+    if (params.total == 0) return cudaSuccess;  // nothing that a tensor map could describe
+    return launch<typename decltype(math)::T, decltype(dim)::value>(params, stream);
+  });
+}
+
+}  // namespace vista::cuda::sm90
