@@ -15,7 +15,12 @@ import cmake_build
 
 TESTS = cmake_build.ROOT / "python_tests"
 FAKE_RUNTIME = TESTS / "ptx_emulator" / "fake_cudart.cpp"
-MAX_SHARED_OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
+ATTRIBUTES = {  # of an H100, by cudaDeviceAttr
+    16: 132,  # multiprocessors
+    97: 227 * 1024,  # most shared memory of a block
+}
+CAPABILITY_MAJOR = 75
+CARDS = (8, 9)  # launch functions may have a kernel for each
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,13 @@ def record(archive: Path, scratch: Path) -> dict[str, Launch]:
     memory_callback = memory_type(lambda *_: 0)
     ctypes.c_void_p.in_dll(library, "emulator_launch").value = ctypes.cast(launch_callback, ctypes.c_void_p).value
     ctypes.c_void_p.in_dll(library, "emulator_memory").value = ctypes.cast(memory_callback, ctypes.c_void_p).value
-    (ctypes.c_int * 256).in_dll(library, "emulator_attributes")[MAX_SHARED_OPTIN] = 227 * 1024
-    for index in range(library.vista_number_of_launches()):
-        if library.vista_launch(index) != 0:
-            raise RuntimeError(f"launch {index} of every_launch.cpp failed")
+    attributes = (ctypes.c_int * 256).in_dll(library, "emulator_attributes")
+    for attribute, value in ATTRIBUTES.items():
+        attributes[attribute] = value
+    for device, card in enumerate(CARDS):
+        ctypes.c_int.in_dll(library, "emulator_device").value = device
+        attributes[CAPABILITY_MAJOR] = card
+        for index in range(library.vista_number_of_launches()):
+            if library.vista_launch(index) != 0:
+                raise RuntimeError(f"launch {index} of every_launch.cpp failed on a card {card}.x")
     return seen

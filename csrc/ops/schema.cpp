@@ -56,6 +56,12 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 
+  // The feed-forward half of a layer (paper section 3.2)
+  m.def("sglu(Tensor x, Tensor up, Tensor gate, Tensor down, *, float? norm_eps=None, bool residual=False) -> Tensor");
+  m.def(
+      "sglu_backward(Tensor grad_out, Tensor x, Tensor up, Tensor gate, Tensor down, *, float? norm_eps=None, bool "
+      "residual=False) -> (Tensor grad_x, Tensor grad_up_rows, Tensor grad_gate_rows, Tensor hidden)");
+
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)
   m.def("quantize_rows(Tensor x, *, str scheme='int8', int? group=None) -> Tensor");
   m.def(

@@ -33,6 +33,7 @@ POINTERS = [
     *("seq_offsets", "attn_scale", "x", "weight_q", "weight_k", "weight_v", "grad_out", "state", "grad_state"),
     *("out", "grad_q", "grad_k", "grad_v", "state_out", "grad_state_out", "workspace"),
 ]
+MAX_SHARED_OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 SM80, SM86, SM90 = 163 << 10, 99 << 10, 227 << 10  # shared memory of a block
 
 
@@ -126,11 +127,12 @@ def exact_state(case: Case) -> Tensor:
 
 
 class Call:
-    """A case on the device."""
+    """A case on the device, of which the portable kernels see the shared memory alone."""
 
     def __init__(self, case: Case, library: EmulatedLibrary, seed: int = 0, **overrides: int):
         self.case = case
         self.device = Device(library, seed)
+        self.device.attributes[MAX_SHARED_OPTIN] = case.shared
         self.arrays: dict[str, DeviceArray] = {}
         self.overrides = overrides
         self.put("seq_offsets", np.array(case.offsets, case.indices))
@@ -157,7 +159,6 @@ class Call:
             "max_seq_len": max(case.lengths, default=0),
             "chunk_rows": case.chunk_rows,
             "dim": case.dim,
-            "shared": case.shared,
             "int64": case.indices is np.int64,
             "normalise": case.norm_eps is not None,
         } | self.overrides

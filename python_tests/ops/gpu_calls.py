@@ -74,6 +74,15 @@ def projected_calls(device: str, dtype: torch.dtype, dim: int, d: int, heads: in
     yield f"projected_qla_apply {label}", partial(_with_gradients, apply, [x, weights[0], state])
 
 
+def sglu_calls(device: str, dtype: torch.dtype, dim: int, hidden: int) -> Iterator[tuple[str, Callable]]:
+    """Names and calls of the feed-forward half; a call returns all results, gradients among them."""
+    label = f"{str(dtype).removeprefix('torch.')} {dim} {hidden}"
+    weights = [_normal(shape, device, dtype, 1) / 16 for shape in ((hidden, dim), (hidden, dim), (dim, hidden))]
+    for rows, options in ((1, {}), (193, {"norm_eps": 1e-6, "residual": True}), (64, {"norm_eps": 1e-6})):
+        inputs = [_normal((rows, dim), device, dtype, 0), *weights]
+        yield f"sglu {label} rows {rows}", partial(_with_gradients, partial(ops.sglu, **options), inputs)
+
+
 def row_calls(device: str, dtype: torch.dtype, scheme: str) -> Iterator[tuple[str, Callable]]:
     """Names and calls on cache rows; a call returns all results."""
     x = _normal((7, 5, 192), device, dtype, 4)
@@ -106,6 +115,9 @@ def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callabl
         for dim, d, heads in ((64, 32, 3), (256, 64, 4), (136, 128, 1), (512, 64, 3), (64, 40, 2)):
             group = partial(projected_calls, dtype=dtype, dim=dim, d=d, heads=heads)
             yield f"{name} projected dim{dim} h{heads} d{d}", group
+        if dtype != torch.float32:  # not built for a GPU
+            for dim, hidden in ((64, 64), (24, 40), (128, 136), (256, 48)):
+                yield f"{name} sglu {dim} {hidden}", partial(sglu_calls, dtype=dtype, dim=dim, hidden=hidden)
         for scheme in SCHEMES:
             yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
 

@@ -110,6 +110,19 @@ def test_wrong_tensors_are_named(name, dtype, shape):
 
 
 @settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["x", "up", "gate", "down"]), DTYPES, SHAPES, st.sampled_from([None, 0.0, 1e-6, -1.0]))
+def test_sglu(name, dtype, shape, norm_eps):
+    good = {"x": torch.ones(ROWS, 16), "up": torch.ones(24, 16), "gate": torch.ones(24, 16), "down": torch.ones(16, 24)}
+    arguments = {**good, name: tensor(dtype, shape)}
+    try:
+        out = ops.sglu(**arguments, norm_eps=norm_eps)
+    except RuntimeError as error:
+        assert names(error, "norm_eps", *good), error
+    else:
+        assert out.shape == arguments["x"].shape and norm_eps != -1.0
+
+
+@settings(max_examples=200, deadline=None)
 @given(DTYPES, SHAPES, st.sampled_from(["int8", "int4", "fp8_e4m3", "int2", ""]), st.integers(-70, 300))
 def test_quantize_rows(dtype, shape, scheme, group):
     try:

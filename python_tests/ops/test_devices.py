@@ -11,6 +11,7 @@ STATE = torch.ones(2, 2, 16, 16)
 X, WEIGHT = torch.ones(5, 8), torch.ones(32, 8)
 SCALE, TARGETS, LSE = torch.ones(2), torch.tensor([1, 1]), torch.ones(5, 2)
 BYTES, SLOTS = torch.zeros(4, 128, dtype=torch.uint8), torch.tensor([0, 1])
+MATRIX = torch.ones(16, 16)
 
 INPUTS = {
     "qla": (ROWS, ROWS, ROWS, OFFSETS, 3, TARGETS, SCALE),
@@ -25,6 +26,8 @@ INPUTS = {
     "projected_qla_apply_backward": (ROWS, X, WEIGHT, STATE, SCALE, OFFSETS, 3),
     "jagged_cross_attn": (ROWS, ROWS, ROWS, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
+    "sglu": (MATRIX,) * 4,
+    "sglu_backward": (MATRIX,) * 5,
     "cache_gather": (BYTES, SLOTS, 2, 16),
     "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
 }

@@ -51,6 +51,22 @@ def test_jagged_cross_attn():
     assert not out[ROWS - LAST : ROWS].any()
 
 
+def test_sglu(device):
+    x = tensor(0, device).view(-1, DIM)
+    generator = torch.Generator().manual_seed(1)
+    weights = [
+        (torch.randn(shape, generator=generator) / 8).half().to(device) for shape in ((16, DIM), (16, DIM), (DIM, 16))
+    ]
+    last = slice(ROWS * HEADS, None)
+    out = ops.sglu(x, *weights, norm_eps=1e-6, residual=True)
+    torch.testing.assert_close(out[last], ops.sglu(x[last], *weights, norm_eps=1e-6, residual=True))
+    assert out[last].any() and not out[:LAST].any() and not out[last.start - LAST : last.start].any()
+    grad = torch.ops.vista.sglu_backward(x, x, *weights, norm_eps=1e-6, residual=True)[0]
+    alone = torch.ops.vista.sglu_backward(x[last], x[last], *weights, norm_eps=1e-6, residual=True)[0]
+    torch.testing.assert_close(grad[last], alone)
+    assert not grad[:LAST].any() and not grad[last.start - LAST : last.start].any()
+
+
 def test_rows(device):
     users, tokens = 2**16, 128
     x = torch.zeros(users + 1, tokens, DIM, dtype=torch.float16, device=device)

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from .wave import Wave
 
 BARRIERS = 16
+CLUSTER = 16  # a number of its own for barrier.cluster: clusters have one block
 
 
 class Barriers:
     def __init__(self, wave: Wave):
         self.wave = wave
         blocks, warps = len(wave.blocks), wave.warps_per_block
-        self.arrived = np.zeros((BARRIERS, blocks, warps), bool)
-        self.waiting = np.zeros((BARRIERS, blocks, warps), bool)  # arrived by bar.sync, not by bar.arrive
-        self.expected = np.zeros((BARRIERS, blocks), np.int64)  # threads; 0 means every thread that has not exited
+        self.arrived = np.zeros((BARRIERS + 1, blocks, warps), bool)
+        self.waiting = np.zeros((BARRIERS + 1, blocks, warps), bool)  # arrived by bar.sync, not by bar.arrive
+        self.expected = np.zeros((BARRIERS + 1, blocks), np.int64)  # threads; 0 means every thread that has not exited
+        self.opened = np.zeros((blocks, wave.columns), np.uint32)  # what the cluster barrier's arrivals knew
         self.in_use: set[int] = set()
 
     def arrive(self, ins, lanes: np.ndarray, barrier: int, threads: int, wait: bool) -> None:
@@ -30,7 +32,7 @@ class Barriers:
         executing[lanes] = True
         warps = executing.reshape(-1, 32).any(axis=1)
         here = warps.reshape(-1, wave.warps_per_block)
-        if not 0 <= barrier < BARRIERS or threads % 32:
+        if not 0 <= barrier <= CLUSTER or threads % 32:
             raise wave.launch.findings.fatal("divergence", ins.text, f"barrier {barrier} for {threads} threads")
         self.in_use.add(barrier)
         again = self.arrived[barrier] & here
@@ -45,6 +47,17 @@ class Barriers:
             wave.ready[lanes] = False
         self.release()
 
+    def wait_cluster(self, lanes: np.ndarray) -> None:
+        """These lanes, whole warps, have arrived before."""
+        wave = self.wave
+        for warp in np.unique(lanes // 32).tolist():
+            block, own = divmod(warp, wave.warps_per_block)
+            if self.arrived[CLUSTER, block, own]:
+                self.waiting[CLUSTER, block, own] = True
+                wave.ready[warp * 32 : warp * 32 + 32] = False
+            else:
+                np.maximum(wave.clock[block, own], self.opened[block], out=wave.clock[block, own])
+
     def release(self) -> None:
         """Opens the barriers whose last warp has arrived or exited."""
         wave = self.wave
@@ -58,7 +71,10 @@ class Barriers:
             opens = np.where(self.expected[barrier] > 0, counted, everyone) & arrived.any(axis=1)
             if not opens.any():
                 continue
-            self._join(arrived & opens[:, None], self.waiting[barrier] & opens[:, None])
+            joined = self._join(arrived & opens[:, None], self.waiting[barrier] & opens[:, None])
+            if barrier == CLUSTER:
+                np.maximum(self.opened, joined, out=self.opened)
+            wave.progress += 1
             released = np.repeat((self.waiting[barrier] & opens[:, None]).reshape(-1), 32)
             wave.ready |= released & ~wave.done
             arrived[opens] = False
@@ -66,17 +82,18 @@ class Barriers:
             if not arrived.any():
                 self.in_use.discard(barrier)
 
-    def _join(self, arrived: np.ndarray, waiting: np.ndarray) -> None:
+    def _join(self, arrived: np.ndarray, waiting: np.ndarray) -> np.ndarray:
         """Those who wait learn what those who arrived knew; everyone who arrived starts a new tick."""
         clock = self.wave.clock
         joined = np.where(arrived[:, :, None], clock, 0).max(axis=1)
         np.maximum(clock, joined[:, None, :], out=clock, where=waiting[:, :, None])
         diagonal = np.arange(clock.shape[1])
         clock[:, diagonal, diagonal] += arrived
+        return joined
 
-    def deadlock(self) -> Abandoned:
+    def deadlock(self, lines: list[str]) -> Abandoned:
+        """`lines`: what is known of those who wait elsewhere."""
         wave = self.wave
-        lines = []
         for barrier in sorted(self.in_use):
             block = int(np.argmax(self.arrived[barrier].any(axis=1)))
             waiting = np.flatnonzero(self.waiting[barrier, block]).tolist()

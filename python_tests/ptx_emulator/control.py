@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .barriers import CLUSTER
 from .decode import Decoder, Run, handles, unsupported
 from .findings import DeviceTrap
 from .parser import Instruction, Symbol
@@ -62,7 +63,9 @@ def _call(d: Decoder, ins: Instruction) -> Run:
 def _barrier(d: Decoder, ins: Instruction) -> Run:
     if ins.has("warp"):
         return _warp_barrier(d, ins)
-    if ins.one_of("red", "cluster"):
+    if ins.has("cluster"):
+        return _cluster_barrier(ins)
+    if ins.has("red"):
         raise unsupported(ins)
     wait = ins.has("sync")
     number = d.read(ins.operands[0], "u32")
@@ -79,6 +82,23 @@ def _barrier(d: Decoder, ins: Instruction) -> Run:
         for barrier in np.unique(chosen):
             count = int(counts[0] if threads is None else counts[chosen == barrier][0])
             m.barriers.arrive(ins, arriving[chosen == barrier], int(barrier), count, wait)
+        return result
+
+    return run
+
+
+def _cluster_barrier(ins: Instruction) -> Run:
+    waits, following = ins.has("wait"), ins.index + 1
+
+    def run(m) -> int:
+        if not together(m, ins):
+            return RESELECT
+        lanes = m.executing()
+        result = m.leave(following)
+        if waits:
+            m.barriers.wait_cluster(lanes)
+        else:
+            m.barriers.arrive(ins, lanes, CLUSTER, 0, False)
         return result
 
     return run
@@ -125,13 +145,6 @@ def bits(flags: np.ndarray) -> np.ndarray:
     return np.packbits(flags, axis=1, bitorder="little").view(np.uint32)[:, 0]
 
 
-@handles("membar", "fence")
-def _fence(d: Decoder, ins: Instruction) -> Run:
-    if ins.one_of("proxy", "mbarrier_init"):
-        raise unsupported(ins)
-    return lambda m: None  # execution is sequentially consistent
-
-
-@handles("nanosleep", "pragma")
+@handles("membar", "nanosleep", "pragma")
 def _nothing(d: Decoder, ins: Instruction) -> Run:
-    return lambda m: None
+    return lambda m: None  # execution is sequentially consistent

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .decode import Decoder, Run, handles, put, put_executing, unsupported
+from .decode import Decoder, Run, handles, put, put_executing, resolve, unsupported
+from .hopper import bulk_instruction
 from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from .parser import (
     TYPE_BYTES,
@@ -23,7 +24,6 @@ from .parser import (
 from .registers import NUMPY
 
 _SPACES = ("global", "shared", "local", "param", "const")
-_IN_WINDOW = np.uint64((1 << 60) - 1)
 _WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}
 
 
@@ -113,24 +113,6 @@ def _is_space(d: Decoder, ins: Instruction) -> Run:
 _Addresses = Callable[..., np.ndarray]
 
 
-def _resolve(space: str, addresses: np.ndarray) -> tuple[str, np.ndarray]:
-    """The space of generic addresses, and the addresses in it."""
-    if space in ("global", "const"):
-        return "global", addresses.astype(np.uint64, copy=False)
-    if space == "param":
-        return space, addresses.astype(np.uint64, copy=False) & _IN_WINDOW
-    if space != "generic":
-        return space, addresses
-    windows = addresses >> np.uint64(60)
-    if (windows != windows[0]).any():
-        raise UnsupportedPtx("generic addresses of different spaces in one access")
-    inside = addresses & _IN_WINDOW
-    found = {SHARED_WINDOW >> 60: "shared", LOCAL_WINDOW >> 60: "local", PARAM_WINDOW >> 60: "param"}.get(
-        int(windows[0])
-    )
-    return (found, inside) if found else ("global", addresses)
-
-
 def _local_index(m, ins: Instruction, addresses: np.ndarray, width: int) -> np.ndarray:
     addresses = addresses.astype(np.int64)
     if int(addresses.max()) + width > m.local.shape[1] or int(addresses.min()) < 0:
@@ -141,7 +123,7 @@ def _local_index(m, ins: Instruction, addresses: np.ndarray, width: int) -> np.n
 
 
 def _read(m, ins: Instruction, space: str, addresses: np.ndarray, width: int) -> np.ndarray:
-    space, addresses = _resolve(space, addresses)
+    space, addresses = resolve(space, addresses)
     if space == "global":
         return m.unit.read_global(ins, addresses, width)
     if space == "shared":
@@ -214,7 +196,7 @@ def _store(d: Decoder, ins: Instruction) -> Run:
         for i, slot in enumerate(slots):
             value = m.r[slot]
             values[:, i] = value if value.shape[0] == 1 else m.pick(value)
-        target, where = _resolve(space, where)
+        target, where = resolve(space, where)
         raw = values.view(np.uint64) if width == 16 else values.view(f"u{width}")[:, 0]
         if target == "global":
             m.unit.write_global(ins, where, width, raw)
@@ -260,7 +242,7 @@ def _atomic(d: Decoder, ins: Instruction) -> Run:
     width = TYPE_BYTES[kind]
 
     def run(m) -> None:
-        target, where = _resolve(space, addresses(m))
+        target, where = resolve(space, addresses(m))
         values = [m.pick(np.broadcast_to(m.r[slot], (m.slice.size,))) for slot in slots]
         if target == "global":
             index, memory = m.unit.atomic_global(ins, where, width), m.unit.memory
@@ -291,7 +273,9 @@ def _atomic(d: Decoder, ins: Instruction) -> Run:
 
 @handles("cp")
 def _copy_async(d: Decoder, ins: Instruction) -> Run:
-    if ins.modifiers[0] != "async" or ins.one_of("bulk", "mbarrier"):
+    if ins.has("bulk"):
+        return bulk_instruction(d, ins)
+    if ins.modifiers[0] != "async" or ins.has("mbarrier"):
         raise unsupported(ins)
     if ins.has("commit_group"):
         return lambda m: m.copies.commit()
@@ -318,7 +302,7 @@ def _copy_async(d: Decoder, ins: Instruction) -> Run:
         filled = lambda m: np.minimum(m.r[bytes_read], width).astype(np.int64)  # noqa: E731
 
     def run(m) -> None:
-        _, target = _resolve("shared", destination(m))
+        _, target = resolve("shared", destination(m))
         counts = np.full(m.slice.size, width) if filled is None else np.broadcast_to(filled(m), (m.slice.size,))
         m.copies.issue(ins, target, source(m).astype(np.uint64), width, m.pick(counts))
 

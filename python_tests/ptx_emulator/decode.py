@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .memory import PARAM_WINDOW, SharedLayout
+from .memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, SharedLayout
 from .parser import (
     TYPE_BYTES,
     Address,
@@ -23,6 +23,7 @@ from .parser import (
     Operand,
     Register,
     Symbol,
+    TensorAddress,
     UnsupportedPtx,
     Vector,
 )
@@ -37,6 +38,8 @@ HANDLERS: dict[str, Build] = {}
 
 SPECIAL = (
     {f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
+    | {f"%{name}.{axis}" for name in ("clusterid", "nclusterid", "cluster_ctaid", "cluster_nctaid") for axis in "xyz"}
+    | {"%cluster_ctarank", "%cluster_nctarank"}
     | {f"%lanemask_{which}" for which in ("eq", "le", "lt", "ge", "gt")}
     | {"%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%dynamic_smem_size", "%total_smem_size", "%gridid"}
 )
@@ -70,6 +73,27 @@ def put_executing(m: Wave, slot: int, value: np.ndarray) -> None:
         m.r[slot][...] = value
     else:
         m.r[slot][m.mask] = value
+
+
+_IN_WINDOW = np.uint64((1 << 60) - 1)
+
+
+def resolve(space: str, addresses: np.ndarray) -> tuple[str, np.ndarray]:
+    """The space of generic addresses, and the addresses in it."""
+    if space in ("global", "const"):
+        return "global", addresses.astype(np.uint64, copy=False)
+    if space == "param":
+        return space, addresses.astype(np.uint64, copy=False) & _IN_WINDOW
+    if space != "generic":
+        return space, addresses
+    windows = addresses >> np.uint64(60)
+    if (windows != windows[0]).any():
+        raise UnsupportedPtx("generic addresses of different spaces in one access")
+    inside = addresses & _IN_WINDOW
+    found = {SHARED_WINDOW >> 60: "shared", LOCAL_WINDOW >> 60: "local", PARAM_WINDOW >> 60: "param"}.get(
+        int(windows[0])
+    )
+    return (found, inside) if found else ("global", addresses)
 
 
 class Decoder:
@@ -122,7 +146,7 @@ class Decoder:
         if name in self.local:
             return self.local[name]
         if name in self.kernel.parameters:
-            return PARAM_WINDOW + self.kernel.parameters[name].offset
+            return self.kernel.parameters[name].offset
         raise UnsupportedPtx(f"the emulator does not know the symbol {name}")
 
     def predicate(self, operand: Operand) -> tuple[int, bool]:
@@ -227,6 +251,7 @@ class Program:
         self.code.append(lambda m: m.finish(len(self.code) - 1))  # falling off the end is `ret`
         self.end = len(self.code)
         self.sources = decoder.sources
+        self.asynchronous = any(ins.opcode in ("mbarrier", "wgmma") or ins.has("bulk") for ins in kernel.instructions)
         self.shared_granule = _granule(kernel, "shared")
         self.global_granule = _granule(kernel, "global")
 
@@ -250,6 +275,8 @@ def _symbols(ins: Instruction) -> list[Symbol]:
             found.append(operand)
         elif isinstance(operand, Address):
             queue.append(operand.base)
+        elif isinstance(operand, TensorAddress):
+            queue.append(operand.map)
         elif isinstance(operand, Vector):
             queue.extend(operand.items)
     return found
@@ -264,6 +291,8 @@ def _granule(kernel: Kernel, space: str) -> int:
         ):
             vector = {"v2": 2, "v4": 4}.get(ins.one_of("v2", "v4") or "", 1)
             widths.append(TYPE_BYTES[ins.type] * vector)
-        elif ins.opcode == "cp" and ins.has("async") and len(ins.operands) > 2:
+        elif ins.opcode == "mbarrier":
+            widths.append(8)
+        elif ins.opcode == "cp" and ins.has("async") and not ins.has("bulk") and len(ins.operands) > 2:
             widths.append(min(ins.operands[2].value, 4) if len(ins.operands) > 3 else ins.operands[2].value)
     return min(widths)

@@ -14,19 +14,25 @@ from .library import EmulatedLibrary
 from .memory import GlobalMemory
 from .metrics import KernelMetrics, MetricsByKernel
 
-# cudaDeviceAttr by number, as of an A100 but for the multiprocessors, of which few make for small tests.
-_ATTRIBUTES = {
-    1: 1024,  # threads per block
-    8: 48 * 1024,  # shared memory per block
-    10: 32,  # warp size
-    16: 8,  # multiprocessors
-    39: 2048,  # threads per multiprocessor
-    75: 8,  # compute capability
-    76: 0,
-    81: 164 * 1024,  # shared memory per multiprocessor
-    97: 163 * 1024,  # shared memory per block when opted in
-}
+_SHARED_KB = {(8, 0): 164, (9, 0): 228}  # of a multiprocessor: A100, H100
 _MULTIPROCESSORS = 16
+
+
+def _attributes(capability: tuple[int, int]) -> dict[int, int]:
+    """cudaDeviceAttr by number."""
+    shared = _SHARED_KB[capability] * 1024
+    return {
+        1: 1024,  # threads per block
+        8: 48 * 1024,  # shared memory per block
+        10: 32,  # warp size
+        39: 2048,  # threads per multiprocessor
+        75: capability[0],
+        76: capability[1],
+        81: shared,  # per multiprocessor
+        97: shared - 1024,  # per block when opted in
+    }
+
+
 _INVALID_VALUE, _LAUNCH_FAILURE = 1, 719  # cudaError_t
 
 
@@ -86,7 +92,9 @@ class Device:
         multiprocessors: int = 8,
         blocks_per_multiprocessor: int = 1,
         memory_bytes: int = 1 << 36,
+        capability: tuple[int, int] = (8, 0),
     ):
+        """Few multiprocessors make for small tests. Kernels of a folder sm90/ run on any; host code may ask first."""
         self.library = library
         self.memory = GlobalMemory(memory_bytes)
         self.problems: list[Problem] = []
@@ -95,7 +103,8 @@ class Device:
             tuple[str, tuple[int, int, int], tuple[int, int, int], int]
         ] = []  # name, grid, block, shared
         self.raise_on_problems = raise_on_problems
-        self.attributes = _ATTRIBUTES | {_MULTIPROCESSORS: multiprocessors}
+        self.attributes = _attributes(capability) | {_MULTIPROCESSORS: multiprocessors}
+        self.number = list(_SHARED_KB).index(capability)
         self.blocks_per_multiprocessor = blocks_per_multiprocessor
         self._scheduler = Scheduler(seed)
         self._variables: dict[str, int] = {}
@@ -135,6 +144,7 @@ class Device:
         ctypes.c_void_p.in_dll(host, "emulator_launch").value = ctypes.cast(launch_callback, ctypes.c_void_p).value
         ctypes.c_void_p.in_dll(host, "emulator_memory").value = ctypes.cast(memory_callback, ctypes.c_void_p).value
         ctypes.c_int.in_dll(host, "emulator_blocks_per_multiprocessor").value = self.blocks_per_multiprocessor
+        ctypes.c_int.in_dll(host, "emulator_device").value = self.number
         attributes = (ctypes.c_int * 256).in_dll(host, "emulator_attributes")
         for attribute, value in self.attributes.items():
             attributes[attribute] = value

@@ -9,7 +9,8 @@ MOST_FINDINGS = 20  # per launch: past these the launch is given up
 
 @dataclass
 class Problem:
-    # "race", "out of bounds", "misaligned", "uninitialised read", "in flight", "divergence", "deadlock" or "launch"
+    # "race", "out of bounds", "misaligned", "uninitialised read", "in flight", "proxy", "wgmma", "mbarrier",
+    # "divergence", "deadlock" or "launch"
     kind: str
     kernel: str
     instruction: str

@@ -42,6 +42,16 @@ class Scheduler:
     def burst(self) -> int:
         return LONGEST_BURST if self.seed == 0 else self._random.choice((8, 64, 512, LONGEST_BURST))
 
+    def gives_up(self) -> bool:
+        """Whether a try_wait returns before its phase has ended, though others could go on."""
+        return self.seed != 0 and self._random.random() < 0.1
+
+    def landing(self, loads: list) -> list:
+        """Which of the copies under way land now."""
+        if self.seed == 0 or not loads or self._random.random() < 0.7:
+            return []
+        return self._random.sample(loads, self._random.randrange(len(loads)) + 1)
+
     def order(self, count: int) -> np.ndarray:
         order = np.arange(count)
         if self.seed:
@@ -126,7 +136,15 @@ class Launch:
         if "." in name:
             register, axis = name[1:].split(".")
             at = "xyz".index(axis)
-            fixed = {"ntid": self.block, "nctaid": self.grid}.get(register)
+            # Clusters have one block.
+            register = {"clusterid": "ctaid", "nclusterid": "nctaid"}.get(register, register)
+            ones, zeros = (1, 1, 1), (0, 0, 0)
+            fixed = {
+                "ntid": self.block,
+                "nctaid": self.grid,
+                "cluster_nctaid": ones,
+                "cluster_ctaid": zeros,
+            }.get(register)
             if fixed:
                 return np.array([fixed[at]], np.uint32)
             flat, extent = (
@@ -145,6 +163,8 @@ class Launch:
             "%smid": np.array([0]),
             "%nsmid": np.array([1]),
             "%gridid": np.array([0]),
+            "%cluster_ctarank": np.array([0]),
+            "%cluster_nctarank": np.array([1]),
             "%dynamic_smem_size": np.array([self.dynamic_shared]),
             "%total_smem_size": np.array([self.dynamic_shared + self.program.static_shared]),
             "%lanemask_eq": bit,

@@ -20,7 +20,6 @@ from .parser import Module, parse
 ROOT = Path(__file__).parent.parent.parent
 CACHE = ROOT / "build" / "emulated"
 FAKE_RUNTIME = Path(__file__).parent / "fake_cudart.cpp"
-ARCH = "80"
 
 sys.path.insert(0, str(ROOT / "tools"))
 import build_config  # noqa: E402
@@ -72,11 +71,17 @@ def _headers(source: Path) -> list[Path]:
     return sorted(found)
 
 
+def _architecture(source: Path) -> str:
+    """As CMakeLists.txt: files in a folder sm90/ hold instructions that only 90a has."""
+    return "90a" if "sm90" in source.parts else "80"
+
+
 def _compile(source: Path, flags: Sequence[str]) -> tuple[Path, Path]:
     """An object with PTX alone in it, which spares ptxas, and that PTX."""
     nvcc = toolkit()
     if nvcc is None:
         raise BuildError("no nvcc on this machine")
+    arch = _architecture(source)
     all_flags = [*release_flags(), *flags]
     version = _run([str(nvcc), "--version"])
     stem = CACHE / f"{source.stem}-{_digest(source.name, source, *_headers(source), all_flags, version)}"
@@ -86,7 +91,7 @@ def _compile(source: Path, flags: Sequence[str]) -> tuple[Path, Path]:
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             fresh = Path(scratch) / "object.o"
             command = [str(nvcc), "-c", str(source), "-o", str(fresh), "-Xcompiler=-fPIC", "--keep"]
-            _run([*command, f"--keep-dir={scratch}", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", *all_flags])
+            _run([*command, f"--keep-dir={scratch}", f"-gencode=arch=compute_{arch},code=compute_{arch}", *all_flags])
             os.replace(next(Path(scratch).glob("*.ptx")), ptx)
             os.replace(fresh, built)
     return built, ptx

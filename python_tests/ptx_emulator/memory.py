@@ -148,11 +148,19 @@ class SharedMemory(Bytes):
         self.stride = -(-layout.size // 128) * 128 + 128
         super().__init__(blocks * self.stride)
         self.layout = layout
+        self.pins = sparse_zeros(self.size // 16, np.uint16)  # asynchronous reads under way, by 16 bytes
         self.data[:] = POISON
         state = self.state.reshape(blocks, self.stride)
         state[:] = RED_ZONE
         for start, size in layout.variables.values():
             state[:, start : start + size] = UNWRITTEN
+
+    def pin(self, index: np.ndarray) -> None:
+        """`index` counts 16 bytes; none twice."""
+        self.pins[index] += 1
+
+    def unpin(self, index: np.ndarray) -> None:
+        self.pins[index] -= 1
 
 
 class SharedLayout:
@@ -300,7 +308,8 @@ class MemoryUnit:
             self.wave.report("out of bounds", ins, detail, at)
         return bool(red.any())
 
-    def read_shared(self, ins, addresses: np.ndarray, width: int) -> np.ndarray:
+    def read_shared(self, ins, addresses: np.ndarray, width: int, generic: bool = True) -> np.ndarray:
+        """By the asynchronous proxy, if not `generic`: the caller says later when the reading is done."""
         offsets, sound = self.shared_offsets(ins, addresses, width, "read")
         if not sound:
             shape = (len(addresses), 2) if width == 16 else len(addresses)
@@ -316,7 +325,11 @@ class MemoryUnit:
                 )
             else:
                 self.wave.report("uninitialised read", ins, f"{width} bytes at {where}", at)
-        self.shared_races.on_read(self.wave, ins, offsets, width)
+        if generic:
+            self.shared_races.on_read(self.wave, ins, offsets, width)
+        else:
+            self.shared_races.check_read(self.wave, ins, offsets, width)
+            self.shared_races.check_proxy(self.wave, ins, offsets, width)
         return self.shared.gather(index, width)
 
     def write_shared(self, ins, addresses: np.ndarray, width: int, values: np.ndarray) -> None:
@@ -325,8 +338,10 @@ class MemoryUnit:
             self.shared.scatter(index, width, values)
             self._same_value(ins, self.shared, index, width, values)
 
-    def claim_shared(self, ins, addresses: np.ndarray, width: int, atomic: bool = False) -> np.ndarray | None:
-        """Checks a write; where to write, None when it may not be done."""
+    def claim_shared(
+        self, ins, addresses: np.ndarray, width: int, atomic: bool = False, generic: bool = True
+    ) -> np.ndarray | None:
+        """Checks a write, by the asynchronous proxy if not `generic`; where to write, None when it may not be done."""
         offsets, sound = self.shared_offsets(ins, addresses, width, "write")
         if not sound:
             return None
@@ -345,6 +360,13 @@ class MemoryUnit:
                 self.wave.report(
                     "uninitialised read", ins, f"atomic on {self.shared.layout.describe(int(addresses[at]))}", at
                 )
+        pinned = self.shared.pins.take(offsets >> 4)
+        if pinned.any():
+            at = int(np.argmax(pinned))
+            where = self.shared.layout.describe(int(addresses[at]))
+            self.wave.report("in flight", ins, f"write to {where}, which an asynchronous operation still reads", at)
+        if not generic:
+            self.shared_races.check_proxy(self.wave, ins, offsets, width)
         self.shared_races.on_write(self.wave, ins, offsets, width, atomic=atomic)
         return index
 

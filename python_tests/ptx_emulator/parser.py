@@ -39,6 +39,12 @@ class Address:
 
 
 @dataclass(frozen=True)
+class TensorAddress:
+    map: Operand  # [%rd1, {%r1, %r2}]
+    coordinates: tuple[Operand, ...]  # the fastest first
+
+
+@dataclass(frozen=True)
 class Negated:
     operand: Operand  # !%p
 
@@ -49,7 +55,7 @@ class Pair:
     second: Operand
 
 
-Operand = Register | Immediate | Symbol | Vector | Address | Negated | Pair
+Operand = Register | Immediate | Symbol | Vector | Address | TensorAddress | Negated | Pair
 
 
 @dataclass
@@ -316,6 +322,12 @@ class _BodyParser:
         text = text.strip()
         if text.startswith("{"):
             return Vector(tuple(self._operand(scopes, part) for part in _split(text[1:-1])))
+        if text.startswith("[") and "{" in text:
+            where, coordinates = _split(text[1:-1])
+            return TensorAddress(
+                self._operand(scopes, f"[{where}]"),
+                tuple(self._operand(scopes, c) for c in _split(coordinates.strip()[1:-1])),
+            )
         if text.startswith("["):
             match = re.fullmatch(r"([%\w$.]+)\s*(?:\+\s*(-?\w+)|(-\s*\d+))?", text[1:-1].strip())
             if not match:

@@ -118,19 +118,30 @@ class GlobalRaces(_Stamps):
 class SharedRaces(_Stamps):
     """Stamps of a wave's shared memory, exact: every warp's last read of every granule is kept."""
 
-    def __init__(self, size: int, granule: int, warps: int):
+    def __init__(self, size: int, granule: int, warps: int, readers: int, columns: int):
         super().__init__(size, granule)
         self.warps = warps
+        # Of the clocks: warps, products of warpgroups, then copies that report to mbarriers. The latter do not read.
+        self.readers = readers
+        self.columns = columns
         self.writer = sparse_zeros(self.count, np.int64)
         self.write_tick = sparse_zeros(self.count, np.uint32)
         self.atomic = sparse_zeros(self.count, np.uint8)
-        self.reads = sparse_zeros(self.count * warps, np.uint32).reshape(-1, warps)
+        self.reads = sparse_zeros(self.count * readers, np.uint32).reshape(-1, readers)
+        self.generic = sparse_zeros(self.count, np.uint8)  # written by ordinary stores
+        # The proxy fence that followed them: whose, by column of the clocks, and its tick; 0 for none.
+        self.fence_column = sparse_zeros(self.count, np.int64)
+        self.fence_tick = sparse_zeros(self.count, np.uint32)
 
     def _report(self, wave: Wave, ins, bad: np.ndarray, offsets: np.ndarray, what: str, warp: int) -> None:
         lane = int(np.argmax(bad))
-        address = int(offsets[lane]) - int(wave.pick(wave.slice.shared_base)[lane])
-        detail = f"{what} of warp {warp}, no barrier between: {wave.shared.layout.describe(address)}"
+        who = f"warp {warp}" if warp < self.warps else "an asynchronous operation"
+        detail = f"{what} of {who}, no barrier between: {self._place(wave, int(offsets[lane]), lane)}"
         wave.report("race", ins, detail, lane)
+
+    @staticmethod
+    def _place(wave: Wave, offset: int, lane: int) -> str:
+        return wave.shared.layout.describe(offset - int(wave.pick(wave.slice.shared_base)[lane]))
 
     def _after_write(self, wave: Wave, ins, offsets, granules, what: str, atomic: bool = False) -> None:
         who = self.writer.take(granules)
@@ -143,16 +154,20 @@ class SharedRaces(_Stamps):
             self._report(wave, ins, bad.any(axis=1), offsets, f"{what} after the write", int(who[at]))
 
     def on_read(self, wave: Wave, ins, offsets: np.ndarray, width: int) -> None:
-        granules = self.granules(offsets, width)
-        self._after_write(wave, ins, offsets, granules, "read")
-        warp = wave.pick(wave.slice.warp_in_block)[:, None]
-        self.reads.reshape(-1)[granules * self.warps + warp] = wave.own_ticks()[:, None]
+        self.check_read(wave, ins, offsets, width)
+        self.stamp_reads(offsets, width, wave.pick(wave.slice.warp_in_block)[:, None], wave.own_ticks()[:, None])
+
+    def check_read(self, wave: Wave, ins, offsets: np.ndarray, width: int) -> None:
+        self._after_write(wave, ins, offsets, self.granules(offsets, width), "read")
+
+    def stamp_reads(self, offsets: np.ndarray, width: int, column, tick) -> None:
+        self.reads.reshape(-1)[self.granules(offsets, width) * self.readers + column] = tick
 
     def on_write(self, wave: Wave, ins, offsets: np.ndarray, width: int, atomic: bool = False) -> None:
         granules = self.granules(offsets, width)
         self._after_write(wave, ins, offsets, granules, "write", atomic)
-        rows = wave.clock.reshape(-1, self.warps).take(wave.pick(wave.slice.clock_row) // self.warps, axis=0)
-        bad = self.reads.take(granules, axis=0) > rows[:, None, :]
+        rows = wave.clock.reshape(-1, self.columns).take(wave.pick(wave.slice.clock_row) // self.columns, axis=0)
+        bad = self.reads.take(granules, axis=0) > rows[:, None, : self.readers]
         if bad.any():
             at = np.unravel_index(int(np.argmax(bad)), bad.shape)
             self._report(wave, ins, bad.any(axis=(1, 2)), offsets, "write after the read", int(at[2]))
@@ -164,7 +179,36 @@ class SharedRaces(_Stamps):
                 at = np.unravel_index(int(np.argmax(now != warp)), now.shape)
                 self._report(wave, ins, (now != warp).any(axis=1), offsets, "write beside the write", int(now[at]))
 
-    def stamp(self, granules: np.ndarray, warp: np.ndarray, ticks: np.ndarray, atomic: bool = False) -> None:
+    def stamp(
+        self, granules: np.ndarray, warp: np.ndarray, ticks: np.ndarray, atomic: bool = False, generic: bool = True
+    ) -> None:
+        """`warp`: the column of the clocks that the ticks belong to."""
         self.writer[granules] = warp[:, None]
         self.write_tick[granules] = ticks[:, None]
         self.atomic[granules] = atomic
+        self.generic[granules] = generic
+        self.fence_tick[granules] = 0
+
+    # The asynchronous proxy, by which TMA and wgmma read: it need not see ordinary stores but for a proxy fence, by
+    # whichever warp, between the store and the read.
+
+    def check_proxy(self, wave: Wave, ins, offsets: np.ndarray, width: int) -> None:
+        granules = self.granules(offsets, width)
+        generic = self.generic.take(granules) != 0
+        if not generic.any():
+            return
+        tick = self.fence_tick.take(granules)
+        waited = wave.clock.take(wave.pick(wave.slice.clock_row)[:, None] + self.fence_column.take(granules))
+        unseen = generic & ((tick == 0) | (tick > waited))
+        if unseen.any():
+            lane = int(np.argmax(unseen.any(axis=1)))
+            place = self._place(wave, int(offsets[lane]), lane)
+            wave.report("proxy", ins, f"no proxy fence between ordinary stores and the use of {place}", lane)
+
+    def publish(self, column: int, clock: np.ndarray, granules: np.ndarray) -> None:
+        """A proxy fence of a warp with this clock, for all stores that it made or knows of."""
+        granules = granules[self.generic[granules] != 0]
+        fresh = (self.fence_tick[granules] == 0) | (self.fence_tick[granules] > clock[self.fence_column[granules]])
+        granules = granules[fresh & (self.write_tick[granules] <= clock[self.writer[granules]])]
+        self.fence_column[granules] = column
+        self.fence_tick[granules] = clock[column]

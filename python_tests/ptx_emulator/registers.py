@@ -70,6 +70,10 @@ class RegisterFile:
             else:
                 array[:] = wave.launch.variables[name]
 
+    def all(self, slot: int) -> np.ndarray:
+        """Over all lanes."""
+        return self._slots[slot]
+
     def views(self, first: int, last: int) -> list[np.ndarray]:
         """By slot, the lanes from `first` to `last`; constants are of length one."""
         key = (first, last)

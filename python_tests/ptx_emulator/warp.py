@@ -188,6 +188,36 @@ def _load_matrix(d: Decoder, ins: Instruction) -> Run:
     return run
 
 
+@handles("stmatrix")
+def _store_matrix(d: Decoder, ins: Instruction) -> Run:
+    count = {"x1": 1, "x2": 2, "x4": 4}[str(ins.one_of("x1", "x2", "x4"))]
+    if not (ins.has("m8n8") and ins.type == "b16"):
+        raise unsupported(ins)
+    addresses = d.address(ins.operands[0])
+    sources = [d.read(source, "b32") for source in d.items(ins.operands[1])]
+    transposed = ins.has("trans")
+
+    def run(m) -> int | None:
+        if not together(m, ins):
+            return RESELECT
+        where = addresses(m)
+        words = np.stack([m.pick(np.broadcast_to(m.r[s], (m.slice.size,))).reshape(-1, 32) for s in sources], axis=1)
+        matrices = words.view(np.uint16).reshape(-1, count, 8, 8)
+        if transposed:
+            matrices = matrices.transpose(0, 1, 3, 2)
+        # Only the first 8 lanes per matrix give addresses.
+        giving = np.tile(8 * count > LANE, len(words))
+        outer = m.mask
+        m.narrow(giving)
+        rows = np.ascontiguousarray(matrices).view(np.uint64).reshape(-1, 2)
+        m.metrics.shared_request(m, ins, where[giving], 16)
+        m.unit.write_shared(ins, where[giving], 16, rows)
+        m.mask = outer
+        return None
+
+    return run
+
+
 class _Fragments:
     """Where the lanes of a warp hold the elements of an m x n x k product: row and column by register and lane."""
 

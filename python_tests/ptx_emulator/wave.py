@@ -13,9 +13,12 @@ import numpy as np
 
 from .async_copy import AsyncCopies
 from .barriers import Barriers
+from .bulk import BulkCopies
 from .control import RESELECT, bits
 from .findings import Abandoned
+from .mbarriers import COLUMNS, Mbarriers
 from .memory import POISON, MemoryUnit, SharedMemory
+from .products import WARPGROUP, Products
 from .races import SharedRaces
 
 if TYPE_CHECKING:
@@ -61,16 +64,22 @@ class Wave:
         self.thread = np.tile(np.arange(self.lanes_per_block, dtype=np.uint32), len(blocks))
         self.local_block = block
         self.warp_in_block = (self.thread // WARP).astype(np.int64)
-        self.clock_row = (block * self.warps_per_block + self.warp_in_block) * self.warps_per_block
+        # Of the clocks below: the block's warps, products of its warpgroups, copies that report to its mbarriers.
+        warpgroups = -(-self.warps_per_block // WARPGROUP) if launch.program.asynchronous else 0
+        self.readers = self.warps_per_block + warpgroups
+        self.columns = self.readers + (COLUMNS if launch.program.asynchronous else 0)
+        self.clock_row = (block * self.warps_per_block + self.warp_in_block) * self.columns
         self.first_warp = blocks[block].astype(np.int64) * self.warps_per_block
         self.warp_number = (self.first_warp + self.warp_in_block + 1).astype(np.uint32)
         self.block_number = (blocks[block] + 1).astype(np.uint32)
 
         self.shared = SharedMemory(len(blocks), launch.shared_layout)
         self.shared_base = block.astype(np.int64) * self.shared.stride
-        self.shared_races = SharedRaces(self.shared.size, launch.program.shared_granule, self.warps_per_block)
+        self.shared_races = SharedRaces(
+            self.shared.size, launch.program.shared_granule, self.warps_per_block, self.readers, self.columns
+        )
         # clock[block, warp, other]: the tick of `other` up to which `warp` has waited; its own entry is its tick.
-        self.clock = np.zeros((len(blocks), self.warps_per_block, self.warps_per_block), np.uint32)
+        self.clock = np.zeros((len(blocks), self.warps_per_block, self.columns), np.uint32)
         self.clock[:, np.arange(self.warps_per_block), np.arange(self.warps_per_block)] = 1
         self.local = np.full((self.lanes, max(launch.program.local_bytes, 1)), POISON, np.uint8)
 
@@ -82,8 +91,13 @@ class Wave:
         self.pcs = np.zeros(self.lanes, np.int64)
         self.parked = np.zeros(self.lanes, bool)  # waiting for other threads of the warp at an instruction of all
         self.needs = np.zeros(self.lanes, np.uint32)  # for which ones
+        self.progress = 0  # counts what others may have waited for
+        self.everybody = Slice(self, 0, self.warps)
         self.barriers = Barriers(self)
+        self.mbarriers = Mbarriers(self)
         self.copies = AsyncCopies(self)
+        self.bulk = BulkCopies(self)
+        self.products = Products(self)
         self.unit = MemoryUnit(self)
         self.pc = 0
         self.limit = 0
@@ -105,8 +119,11 @@ class Wave:
 
     def _select(self) -> bool:
         """Chooses warps by the seed, then the lanes of theirs at the lowest program counter: where they meet again."""
-        if not self.ready.any():
-            return False
+        self.bulk.land_at_random()
+        while not self.ready.any():
+            # What is under way comes now, or the time of those who sleep is up.
+            if self.done.all() or not (self.bulk.land() or self.mbarriers.time_out()):
+                return False
         first, last = self.scheduler.choose(self)
         lanes = slice(first * WARP, last * WARP)
         ready, pcs = self.ready[lanes], self.pcs[lanes]
@@ -151,6 +168,20 @@ class Wave:
     def own_ticks(self) -> np.ndarray:
         return self.clock.take(self.pick(self.slice.own_clock))
 
+    def tick(self, warps: np.ndarray) -> None:
+        """What these warps (numbers in the wave) do from here on, others do not know of."""
+        block, warp = np.divmod(warps, self.warps_per_block)
+        self.clock[block, warp, warp] += 1
+
+    def publish(self, warps: np.ndarray, barriers_only: bool = False) -> None:
+        """A proxy fence of these warps; one for freshly made barriers does not reach further."""
+        for warp in warps.tolist():
+            block, own = divmod(warp, self.warps_per_block)
+            start = block * self.shared.stride
+            places = self.mbarriers.places(block) if barriers_only else np.arange(0, self.shared.stride, 16)
+            granules = self.shared_races.granules(start + places, 8 if barriers_only else 16).reshape(-1)
+            self.shared_races.publish(own, self.clock[block, own], granules)
+
     # Program counters
 
     def set_pcs(self, pc: int, active: np.ndarray | None) -> None:
@@ -187,6 +218,7 @@ class Wave:
         if self.parked.any():
             self._unpark(np.unique(lanes // WARP), exited=True)
         self.barriers.release()
+        self.progress += 1
         return RESELECT
 
     def park(self, pc: int, waiting: np.ndarray, needs: np.ndarray) -> None:
@@ -219,7 +251,7 @@ class Wave:
 
     def _stuck(self) -> Abandoned:
         if not self.parked.any():
-            return self.barriers.deadlock()
+            return self.barriers.deadlock(self.mbarriers.describe() + self.products.describe())
         lane = int(np.argmax(self.parked))
         ins = self.program.kernel.instructions[self.pcs[lane]]
         detail = f"some threads of a warp never come to what it executes as one ({self.who(lane)} does)"
@@ -248,6 +280,8 @@ class Wave:
             self.launch.check_budget()
         if not self.done.all():
             raise self._stuck()
+        self.bulk.finish()
+        self.products.finish()
 
     # Findings
 

@@ -103,7 +103,10 @@ class QlaBlock(nn.Module):
         """
         attended = self._attend(x, state, attn_scale, seq_offsets, max_seq_len, own)
         x = x + self.dropout(self.out(self.head_norm(attended).flatten(1)))
-        return x + self.dropout(self.sglu(self.sglu_norm(x)))
+        if self.training and self.dropout.p > 0:
+            return x + self.dropout(self.sglu(x, self.sglu_norm))
+        rows: Tensor = self.sglu(x, self.sglu_norm, residual=True)
+        return rows
 
     def _attend(
         self,

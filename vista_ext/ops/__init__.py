@@ -4,6 +4,7 @@ from vista_ext.ops.cache_rows import cache_gather, cache_scatter_, dequantize_ro
 from vista_ext.ops.cross_attn import jagged_cross_attn
 from vista_ext.ops.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
+from vista_ext.ops.sglu import sglu, sglu_has_kernel
 
 __all__ = [
     "cache_gather",
@@ -17,4 +18,6 @@ __all__ = [
     "qla_apply",
     "qla_state",
     "quantize_rows",
+    "sglu",
+    "sglu_has_kernel",
 ]

@@ -3,6 +3,7 @@
 from vista_ext.reference.cross_attn import cross_attn_by_mask, cross_attn_by_rows
 from vista_ext.reference.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.reference.qla import qla_by_rows, qla_by_state
+from vista_ext.reference.sglu import sglu_by_columns, sglu_by_products
 
 __all__ = [
     "cross_attn_by_mask",
@@ -11,4 +12,6 @@ __all__ = [
     "projected_qla_state",
     "qla_by_rows",
     "qla_by_state",
+    "sglu_by_columns",
+    "sglu_by_products",
 ]

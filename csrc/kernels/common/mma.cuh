@@ -14,6 +14,11 @@ namespace vista::cuda {
 template <int N>
 using Accumulator = float[N / 8][4];
 
+// The left operand [16][K] of a product, as mma.m16n8k16 takes it: the 16 columns k are where an accumulator of 16 rows
+// has its columns 16 k, so that a result becomes an operand, and an operand meets a result, without leaving registers.
+template <int K>
+using Fragments = uint32_t[K / 16][4];
+
 template <int N>
 __device__ inline void clear(Accumulator<N>& acc) {
 #pragma unroll
@@ -85,6 +90,26 @@ struct MmaMath {
                                                                            blocks_across<kPitchB>(b));
   }
 
+  // The left operand A [16][K] from shared memory; the products below keep it in registers.
+  template <int K, int kPitch>
+  static __device__ void load(Fragments<K>& a, const T* rows) {
+    const uint32_t from = blocks_down<kPitch>(rows);
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) Operand<16, 0, false>::load(a[k], from, k, 0);
+  }
+
+  // acc += A B, B [K][N]
+  template <int K, int N, int kPitchB>
+  static __device__ void nn(Accumulator<N>& acc, const Fragments<K>& a, const T* b) {
+    product<K, N, Operand<16 * kPitchB, 16, true>>(acc, a, blocks_down<kPitchB>(b));
+  }
+
+  // acc += A B^T, B [N][K]
+  template <int K, int N, int kPitchB>
+  static __device__ void nt(Accumulator<N>& acc, const Fragments<K>& a, const T* b) {
+    product<K, N, Operand<16, 16 * kPitchB, false>>(acc, a, blocks_across<kPitchB>(b));
+  }
+
  private:
   // By how many elements 16 of k and 16 of n move it, and whether its 8 x 8 blocks are transposed on the way.
   template <int kOfK, int kOfN, bool kTransposed>
@@ -110,19 +135,30 @@ struct MmaMath {
     return shared_address(at + (lane % 8 + lane / 16 * 8) * kPitch + lane / 8 % 2 * 8);
   }
 
+  template <int K, int N, class B>
+  static __device__ void product(Accumulator<N>& acc, const Fragments<K>& a, uint32_t from_b) {
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) add_products<N, B>(acc, a[k], from_b, k);
+  }
+
   template <int K, int N, class A, class B>
   static __device__ void product(Accumulator<N>& acc, uint32_t from_a, uint32_t from_b) {
 #pragma unroll
     for (int k = 0; k < K / 16; ++k) {
       uint32_t a[4];
       A::load(a, from_a, k, 0);
+      add_products<N, B>(acc, a, from_b, k);
+    }
+  }
+
+  template <int N, class B>
+  static __device__ void add_products(Accumulator<N>& acc, const uint32_t (&a)[4], uint32_t from_b, int k) {
 #pragma unroll
-      for (int n = 0; n < N / 16; ++n) {
-        uint32_t b[4];
-        B::load(b, from_b, k, n);
-        mma(acc[2 * n], a, b[0], b[1], T{});
-        mma(acc[2 * n + 1], a, b[2], b[3], T{});
-      }
+    for (int n = 0; n < N / 16; ++n) {
+      uint32_t b[4];
+      B::load(b, from_b, k, n);
+      mma(acc[2 * n], a, b[0], b[1], T{});
+      mma(acc[2 * n + 1], a, b[2], b[3], T{});
     }
   }
 };

@@ -25,6 +25,8 @@ struct Share {
     // 8 threads access shared memory at once. Of 64-byte rows, padded to 80, they take two that are four rows apart:
     // neighbours would share a bank.
     if (kVectors == 4) row = row / 8 * 8 + row % 2 * 4 + row % 8 / 2;
+    // Of 32-byte rows, padded to 48, four, every other one.
+    if (kVectors == 2) row = row / 8 * 8 + row % 4 * 2 + row % 8 / 4;
   }
 
   template <class F>

@@ -67,8 +67,10 @@ int launch_instance(const ProjectedQlaParams& p, Launch launch) {
   for (const void* pointer : {p.x, p.weight_q, p.weight_k, p.weight_v})
     if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0)
       throw std::invalid_argument("projected_qla kernels take rows and weights at multiples of 16 bytes");
-  int error = cudaSuccess;
-  if (!choose_instance<Table>(p, [&](auto shape) { error = launch(shape); }))
+  int most = 0;
+  int error = shared_bytes_of_device(most);
+  if (error != cudaSuccess) return error;
+  if (!choose_instance<Table>(p, most, [&](auto shape) { error = launch(shape); }))
     throw std::invalid_argument(
         "projected_qla kernels are built for bfloat16 and float16, equal head dims of 32, 64 or 128 and a dim that is "
         "a "

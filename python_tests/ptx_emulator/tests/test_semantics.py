@@ -135,7 +135,7 @@ def test_reading_beyond_a_shared_variable():
     ("body", "name"),
     [
         ("tex.1d.v4.f32.s32 {%r0, %r1, %r2, %r3}, [t, {%i0}];", "tex.1d"),
-        ("mbarrier.init.shared.b64 [%r0], 1;", "mbarrier.init"),
+        ("mbarrier.pending_count.b64 %r0, %rd0;", "mbarrier.pending_count"),
         ("red.global.add.f32 [%to], %r0;", "float atomics"),
         ("mov.u32 %o0, %clock;", "%clock"),
         ("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%r0}, {%r1}, {%r2}, {%r3};", "m8n8k4"),

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from python_tests.ptx_emulator import toolkit, vectors
-from python_tests.ptx_emulator.vectors.micro import HEADER, emulate, kernel
+from python_tests.ptx_emulator.vectors.micro import HEADERS, emulate, kernel
 
 VECTORS = vectors.load()
 
@@ -21,13 +21,14 @@ def test_the_file_is_what_is_computed():
     assert [vector.as_json() for vector in vectors.compute()] == [vector.as_json() for vector in VECTORS]
 
 
-def test_the_assembler_takes_them(tmp_path):
+@pytest.mark.parametrize("arch", HEADERS)
+def test_the_assembler_takes_them(tmp_path, arch):
     nvcc = toolkit()
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    texts = [kernel(f"vector_{n}", v.body, v.inputs, v.outputs) for n, v in enumerate(VECTORS)]
+    texts = [kernel(f"vector_{n}", v.body, v.inputs, v.outputs) for n, v in enumerate(VECTORS) if v.arch == arch]
     source = tmp_path / "vectors.ptx"
-    source.write_text(HEADER + "".join(texts))
-    command = [str(nvcc), "-cubin", "-arch=sm_80", str(source), "-o", os.devnull]
+    source.write_text(HEADERS[arch] + "".join(texts))
+    command = [str(nvcc), "-cubin", f"-arch=sm_{arch}", str(source), "-o", os.devnull]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from . import scalar, warps
+from . import hopper, scalar, warps
 from .vector import Vector
 
 FILE = Path(__file__).parent / "vectors.json"
@@ -17,7 +17,8 @@ def compute() -> list[Vector]:
     """All vectors anew. Those that are as they were keep their confirmation."""
     specs = chain(scalar.integers(), scalar.floats(), scalar.conversions())
     warp_specs = chain(warps.shuffles(), warps.votes(), warps.reductions(), warps.matrices(), warps.products())
-    fresh = [spec.vector() for spec in chain(specs, warp_specs)]
+    hopper_specs = chain(hopper.matrices(), hopper.barriers(), hopper.products())
+    fresh = [spec.vector() for spec in chain(specs, warp_specs, hopper_specs)]
     kept = {vector.name: vector for vector in load()} if FILE.exists() else {}
     for vector in fresh:
         before = kept.get(vector.name)

@@ -19,7 +19,8 @@ def main() -> int:
     vectors = load()
     wrong = confirm(vectors)
     save(vectors)
-    print("\n".join(wrong) or f"all {len(vectors)} vectors confirmed")
+    confirmed = sum(vector.confirmed_on_gpu is not None for vector in vectors)
+    print("\n".join(wrong) or f"{confirmed} of {len(vectors)} vectors confirmed, by this or another GPU")
     return int(bool(wrong))
 
 

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 
-from .micro import HEADER, kernel
+from .micro import HEADERS, kernel
 from .vector import Vector
 
 
@@ -18,7 +18,7 @@ def _check(result: int) -> None:
 def run(driver: ctypes.CDLL, vector: Vector) -> np.ndarray:
     import torch
 
-    text = HEADER + kernel("vector", vector.body, vector.inputs, vector.outputs)
+    text = HEADERS[vector.arch] + kernel("vector", vector.body, vector.inputs, vector.outputs)
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _check(driver.cuModuleLoadData(ctypes.byref(module), text.encode()))
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, b"vector"))
@@ -34,14 +34,17 @@ def run(driver: ctypes.CDLL, vector: Vector) -> np.ndarray:
 
 
 def confirm(vectors: list[Vector]) -> list[str]:
-    """Notes the device in each vector that it confirms; what it does not, in words."""
+    """Notes the device in each vector that it confirms; what it does not, in words. Of sm_90a on such devices only."""
     import torch
 
     name = torch.cuda.get_device_name()
     torch.zeros(1, device="cuda")  # makes the context that the driver calls use
     driver = ctypes.CDLL("libcuda.so.1")
     wrong = []
+    hopper = torch.cuda.get_device_capability() == (9, 0)
     for vector in vectors:
+        if vector.arch == "90a" and not hopper:
+            continue
         different = vector.mismatches(run(driver, vector))
         if not different:
             vector.confirmed_on_gpu = name

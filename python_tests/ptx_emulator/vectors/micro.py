@@ -13,7 +13,10 @@ from ..memory import GlobalMemory
 from ..metrics import KernelMetrics
 from ..parser import TYPE_BYTES, parse
 
-HEADER = ".version 7.8\n.target sm_80\n.address_size 64\n"
+HEADERS = {
+    "80": ".version 7.8\n.target sm_80\n.address_size 64\n",
+    "90a": ".version 8.0\n.target sm_90a\n.address_size 64\n",
+}
 
 
 def kernel(name: str, body: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
@@ -39,7 +42,7 @@ def kernel(name: str, body: str, inputs: Sequence[str], outputs: Sequence[str]) 
 
 def emulate(text: str, name: str, rows: np.ndarray, outputs: int, seed: int = 0) -> np.ndarray:
     """Runs one block of as many threads as there are rows of operands."""
-    module = parse(HEADER + text)
+    module = parse(text)
     memory = GlobalMemory(1 << 24)
     source = memory.allocate(rows.nbytes, "operands")
     target = memory.allocate(8 * len(rows) * outputs, "results")

@@ -27,6 +27,7 @@ class Vector:
     rows: list[list[str]]  # operands by thread, hexadecimal
     results: list[list[str]]  # "nan": any NaN; "skip": not specified
     confirmed_on_gpu: str | None = None  # the device that gave these results
+    arch: str = "80"  # or "90a"
 
     @property
     def operands(self) -> np.ndarray:
@@ -52,7 +53,10 @@ class Vector:
         return math.isfinite(value) and abs(value - exact) <= self.relative * abs(exact)
 
     def as_json(self) -> dict:
-        return asdict(self)
+        entry = asdict(self)
+        if self.arch == "80":
+            del entry["arch"]
+        return entry
 
 
 def _hex(values: list) -> list[str]:
@@ -67,10 +71,11 @@ class WarpSpec:
     outputs: list[str]
     rows: Rows
     results: Rows
+    arch: str = "80"
 
     def vector(self) -> Vector:
         rows, results = [_hex(row) for row in self.rows], [_hex(row) for row in self.results]
-        return Vector(self.name, self.body, self.inputs, self.outputs, None, rows, results)
+        return Vector(self.name, self.body, self.inputs, self.outputs, None, rows, results, arch=self.arch)
 
 
 @dataclass

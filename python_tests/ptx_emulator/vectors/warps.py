@@ -15,7 +15,7 @@ from .vector import Rows, WarpSpec
 ALL = 0xFFFFFFFF
 
 
-def _words(seed: int, columns: int) -> Rows:
+def random_words(seed: int, columns: int) -> Rows:
     source = random.Random(seed)
     return [[source.randrange(1 << 32) for _ in range(columns)] for _ in range(32)]
 
@@ -45,7 +45,7 @@ def shuffles() -> Iterator[WarpSpec]:
         ("bfly", 0x100F),
     ):
         for amount in (1, 5, 16):
-            rows = _words(amount, 1)
+            rows = random_words(amount, 1)
             results = []
             for lane in range(32):
                 other = partner(mode, lane, amount, clamp)
@@ -84,7 +84,7 @@ def reductions() -> Iterator[WarpSpec]:
         "min.s32": lambda v: min(map(signed, v)),
         "max.s32": lambda v: max(map(signed, v)),
     }
-    rows = _words(3, 1)
+    rows = random_words(3, 1)
     values = [row[0] for row in rows]
     for name, function in functions.items():
         opcode = f"redux.sync.{name}"
@@ -100,7 +100,7 @@ def reductions() -> Iterator[WarpSpec]:
 
 def matrices() -> Iterator[WarpSpec]:
     """Lane i stores row i of the matrices, 16 bytes, and names its address."""
-    rows = _words(7, 4)
+    rows = random_words(7, 4)
     halves = [[word >> shift & 0xFFFF for word in row for shift in (0, 16)] for row in rows]  # [32][8]
     for count in (1, 2, 4):
         for transposed in (False, True):
@@ -148,11 +148,11 @@ def products() -> Iterator[WarpSpec]:
             for step in range(k // (4 * per_word)):
                 columns = [4 * per_word * step + thread * per_word + i for i in range(per_word)]
                 for row in (group, group + 8):
-                    left.append(_word([a[row][x] for x in columns], format_))
-                right.append(_word([b[x][group] for x in columns], format_))
+                    left.append(word_of([a[row][x] for x in columns], format_))
+                right.append(word_of([b[x][group] for x in columns], format_))
             places = [(group + 8 * (i // 2), 2 * thread + i % 2) for i in range(4)]
-            rows.append(left + right + [_word([c[i][j]], F32) for i, j in places])
-            results.append([_word([d[i][j]], F32) for i, j in places])
+            rows.append(left + right + [word_of([c[i][j]], F32) for i, j in places])
+            results.append([word_of([d[i][j]], F32) for i, j in places])
         opcode = f"mma.sync.aligned.m16n8k{k}.row.col.f32.{kind}.{kind}.f32"
         split = len(left), len(left) + len(right)
         names = [f"%i{n}" for n in range(split[1] + 4)]
@@ -161,7 +161,7 @@ def products() -> Iterator[WarpSpec]:
         yield WarpSpec(opcode, body, ["b32"] * len(names), ["b32"] * 4, rows, results)
 
 
-def _word(values: list[int], format_) -> int:
+def word_of(values: list[int], format_) -> int:
     from fractions import Fraction
 
     word = 0

@@ -19,4 +19,8 @@ struct Indices {
 
 const char* error_text(int error);  // cudaGetErrorString
 
+// Whether the current device runs the kernels of folders sm90/, which exist for compute capability 9.x alone. False too
+// where there is no device to ask: the launch then says so.
+bool device_is_sm90();
+
 }  // namespace vista::cuda

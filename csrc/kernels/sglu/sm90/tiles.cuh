@@ -1,0 +1,55 @@
+// Rows of a warpgroup in shared memory as TMA lays them: 64 of them, in panels of 64 columns.
+#pragma once
+
+#include "../../common/sm90/tensor_map.h"
+#include "../../common/sm90/tma.cuh"
+#include "../../common/sm90/wgmma.cuh"
+#include "../rows.cuh"
+
+namespace vista::cuda::sm90 {
+
+constexpr int kOwnRows = 64;
+constexpr int kRowPanel = kOwnRows * 128;  // bytes
+
+// Two neighbours of a row.
+__device__ inline uint32_t* pair_at(uint8_t* rows, int row, int column) {
+  return reinterpret_cast<uint32_t*>(rows + column / kBoxColumns * kRowPanel + swizzled(row, column % kBoxColumns));
+}
+
+// 1 / root mean square of the rows `row` and `row` + 8, by the four lanes that share them; 1 without norm.
+template <class T, int D>
+__device__ inline void inverse_roots(float (&inverse)[2], const uint8_t* rows, int row, const SgluParams& p) {
+  inverse[0] = inverse[1] = 1.f;
+  if (!p.norm) return;
+  float squares[2] = {0.f, 0.f};
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < D / 32; ++i) {
+      // Of each panel a lane takes two vectors: neighbouring lanes meet different banks.
+      const int column = lane_id() % 4 * 16 + i % 2 * 8;
+      const uint8_t* from = rows + i / 2 * kRowPanel + swizzled(row + 8 * half, column);
+      float x[8];
+      unpack_vector<T>(load_vector(reinterpret_cast<const T*>(from)), x);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares[half] = fmaf(x[j], x[j], squares[half]);
+    }
+  sum_lanes(squares);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) inverse[half] = rsqrtf(squares[half] / static_cast<float>(p.dim) + p.eps);
+}
+
+// What a warpgroup has made of its rows, to global memory. Rows and columns beyond the matrix are not written.
+template <int D>
+__device__ inline void write_rows(const CUtensorMap& map, int64_t begin, const uint8_t* rows, const SgluParams& p,
+                                  int warpgroup) {
+  publish_stores();
+  sync_some(1 + warpgroup, 128);
+  if (threadIdx.x % 128 != 0 || begin >= p.total) return;
+  for (int column = 0; column < D; column += kBoxColumns)
+    store_tile(map, static_cast<int>(begin), column, rows + column / kBoxColumns * kRowPanel);
+  commit_stores();
+  wait_stores_read<0>();
+}
+
+}  // namespace vista::cuda::sm90
