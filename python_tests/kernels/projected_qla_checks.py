@@ -20,7 +20,8 @@ from .qla_checks import DTYPE_IDS, bits
 
 FILES = ("state", "apply", "state_backward", "apply_backward", "fits")
 SOURCES = [f"csrc/kernels/projected_qla/{name}.cu" for name in FILES]
-SOURCES += ["csrc/kernels/qla/plan.cu", "csrc/kernels/qla/reduce.cu"]
+SOURCES += [f"csrc/kernels/projected_qla/sm90/{name}.cu" for name in ("state", "apply")]
+SOURCES += [f"csrc/kernels/{name}.cu" for name in ("qla/plan", "qla/reduce", "common/launch", "common/sm90/tensor_map")]
 ENTRY = "python_tests/kernels/projected_qla_entry.cpp"
 RESULTS = {
     "state": ["state_out"],
@@ -59,6 +60,7 @@ class Case:
     indices: type = np.int64
     scale: list[float] | None = None
     shared: int = SM90
+    hopper: bool = False  # the kernels of sm90/ where there are some
     seed: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -127,11 +129,11 @@ def exact_state(case: Case) -> Tensor:
 
 
 class Call:
-    """A case on the device, of which the portable kernels see the shared memory alone."""
+    """A case on the device."""
 
     def __init__(self, case: Case, library: EmulatedLibrary, seed: int = 0, **overrides: int):
         self.case = case
-        self.device = Device(library, seed)
+        self.device = Device(library, seed, capability=(9, 0) if case.hopper else (8, 0))
         self.device.attributes[MAX_SHARED_OPTIN] = case.shared
         self.arrays: dict[str, DeviceArray] = {}
         self.overrides = overrides
