@@ -425,6 +425,8 @@ def scatter_case(users: int, slots: int, **options: Any) -> Case:
 
 
 def _cases() -> list[Case]:
+    from bench.projected_cases import projected_case  # which is made of what stands above
+
     # Compiling the peers takes most of a run's time: a case must earn its place.
     fp32, bf16 = torch.float32, torch.bfloat16
     # Jagged histories of mean 3,531 with 16 candidates each.
@@ -436,6 +438,7 @@ def _cases() -> list[Case]:
                 sglu_case(32768, dtype, backward),
                 *[qla_case("8 x 2k-6k", jagged, 16, dtype, backward, threads=threads) for threads in (1, None)],
                 qla_case("1 x 64k", [65536], 16, dtype, backward),
+                projected_case("8 x 3500", 8, 3500, dtype, backward),
                 cross_attn_case("32 users x 256", 32, 256, 32, False, dtype, backward),
                 cross_attn_case("32 users x 256 own", 32, 256, 32, True, dtype, backward),
             ]
@@ -448,6 +451,7 @@ def _cases() -> list[Case]:
     cases += [gather_case("int4", 512, 8192, bf16), gather_case("fp8_e4m3", 512, 8192, bf16), scatter_case(512, 8192)]
     cases += [
         qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
+        projected_case("2 x 200", 2, 200, bf16, True, quick=True),
         cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
         linear_silu_case(200, 64, 128, fp32, True, quick=True),
         sglu_case(300, bf16, True, dim=64, hidden=64, quick=True),

@@ -109,6 +109,7 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
     copies = max(1, math.ceil(COLD_FACTOR * clock.cache_bytes / case.bytes))
     problems = [case.make(clock.device) for _ in range(copies)]
     first = problems[0]
+    peaks: list[float] = []  # of the implementations that were timed
     exact, reference = first.exact(), first.reference()
 
     def verified(functions: Sequence[Callable[..., Any]]) -> Timing:
@@ -117,7 +118,9 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
 
     def _time(functions: Sequence[Callable[..., Any]], capturable: bool) -> Timing:
         calls = [_call(case, problem, function) for problem, function in zip(problems, functions, strict=True)]
-        return clock.time(calls, capturable, SECONDS)
+        timing = clock.time(calls, capturable, SECONDS)
+        peaks.append(_peak_mib(calls[0]))
+        return timing
 
     row: dict[str, Any] = {
         "op": case.op,
@@ -170,6 +173,7 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         row["notes"][name] = peer.note
         run_all = [peers[name].run for peers in foreign]  # type: ignore[union-attr]
         runs[name] = partial(_time, run_all, peer.capturable)
+    memory = [f"ours {peaks[-1]:.0f}"]
     for name, run in runs.items():
         _free()
         try:
@@ -178,8 +182,22 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
             row["missing"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         else:
             row[f"{name}_ms"], row[f"ratio_to_{name}"] = peer_ms, peer_ms / timing.ms
+            memory.append(f"{name} {peaks[-1]:.0f}")
     _free()
+    if case.backward and clock.device == "cuda":
+        row["notes"]["ours"] = f"MiB that a call takes beside its inputs: {', '.join(memory)}"
     return row
+
+
+def _peak_mib(call: Callable[[], Any]) -> float:
+    if not torch.cuda.is_available():
+        return 0.0
+    _free()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _call(case: Case, problem: Problem, function: Callable[..., Any]) -> Callable[[], Any]:

@@ -19,6 +19,7 @@ from bench.cases import (
     sglu_case,
     state_case,
 )
+from bench.projected_cases import projected_case
 
 TARGETS = 16
 MILLION = 1_000_000
@@ -44,9 +45,16 @@ def _cases() -> list[Case]:
         for backward in (False, True)
     ]
     cases += [sglu_case(1_024_000, bf16, backward) for backward in (False, True)]
+    cases += [projected_case("512 x 2000", 512, 2000, bf16, backward) for backward in (False, True)]
     cases += [gather_case("int8", users, 2 * max(users, 4096), bf16) for users in (512, 4096, 65536)]
     cases += [quantize_case(users, bf16) for users in (512, 4096, 65536)]
     cases += [state_case("1 x 1000000", 1, MILLION, bf16), state_case("512 x 2000", 512, 2000, bf16)]
+    for backward in (False, True):
+        cases += [
+            projected_case("128 x 16000", 128, 16000, bf16, backward),
+            projected_case("1 x 1000000", 1, MILLION, bf16, backward),
+            projected_case("512 x 2000", 512, 2000, fp16, backward),
+        ]
     # Candidates of 512 requests, events of 512 histories, and a product that is large in every direction.
     products = ((2_048_000, 256, 512), (1_024_000, 256, 768), (16384, 4096, 4096))
     cases += [linear_silu_case(*shape, bf16, backward) for backward in (False, True) for shape in products]
@@ -73,6 +81,7 @@ def _cases() -> list[Case]:
     cases += [
         qla_case("2 x 200-300", [300, 200], TARGETS, fp32, True, quick=True),
         qla_case("3 x 200", [200] * 3, TARGETS, bf16, False, quick=True),
+        projected_case("3 x 200", 3, 200, bf16, True, quick=True),
         state_case("3 x 200", 3, 200, bf16, quick=True),
         sglu_case(300, bf16, True, quick=True),
         gather_case("int4", 16, 64, bf16, quick=True),

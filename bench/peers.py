@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from vista_ext import ops
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -66,6 +68,27 @@ def qla_uniform(batch: int, targets: int) -> Callable[..., Tensor]:
         return out.transpose(1, 2).flatten(0, 1)
 
     return run
+
+
+def projected_qla(batch: int, heads: int, eps: float) -> Callable[..., Tensor]:
+    """Norm, three projections, and sequences of one length as a batch of products."""
+    attend = qla_uniform(batch, 0)
+
+    def run(x: Tensor, *weights: Tensor) -> Tensor:
+        y = torch.nn.functional.rms_norm(x, x.shape[1:], eps=eps)
+        return attend(*((y @ weight.t()).unflatten(1, (heads, -1)) for weight in weights))
+
+    return run
+
+
+def unfused_qla(offsets: Tensor, longest: int, heads: int, eps: float) -> Mapping[str, Peer | str]:
+    """Our own QLA behind torch's norm and projections."""
+
+    def run(x: Tensor, *weights: Tensor) -> Tensor:
+        y = torch.nn.functional.rms_norm(x, x.shape[1:], eps=eps)
+        return ops.qla(*((y @ weight.t()).unflatten(1, (heads, -1)) for weight in weights), offsets, longest)
+
+    return {"unfused": Peer(run, "torch's norm and projections, then the op qla")}
 
 
 def qla_on_gpu(lengths: Sequence[int], targets: int) -> Callable[..., Tensor]:

@@ -20,7 +20,8 @@ from .qla_checks import DTYPE_IDS, bits
 
 FILES = ("state", "apply", "state_backward", "apply_backward", "fits")
 SOURCES = [f"csrc/kernels/projected_qla/{name}.cu" for name in FILES]
-SOURCES += ["csrc/kernels/qla/plan.cu", "csrc/kernels/qla/reduce.cu"]
+SOURCES += [f"csrc/kernels/projected_qla/sm90/{name}.cu" for name in ("state", "apply")]
+SOURCES += [f"csrc/kernels/{name}.cu" for name in ("qla/plan", "qla/reduce", "common/launch", "common/sm90/tensor_map")]
 ENTRY = "python_tests/kernels/projected_qla_entry.cpp"
 RESULTS = {
     "state": ["state_out"],
@@ -33,6 +34,7 @@ POINTERS = [
     *("seq_offsets", "attn_scale", "x", "weight_q", "weight_k", "weight_v", "grad_out", "state", "grad_state"),
     *("out", "grad_q", "grad_k", "grad_v", "state_out", "grad_state_out", "workspace"),
 ]
+MAX_SHARED_OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 SM80, SM86, SM90 = 163 << 10, 99 << 10, 227 << 10  # shared memory of a block
 
 
@@ -58,6 +60,7 @@ class Case:
     indices: type = np.int64
     scale: list[float] | None = None
     shared: int = SM90
+    hopper: bool = False  # the kernels of sm90/ where there are some
     seed: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -130,7 +133,8 @@ class Call:
 
     def __init__(self, case: Case, library: EmulatedLibrary, seed: int = 0, **overrides: int):
         self.case = case
-        self.device = Device(library, seed)
+        self.device = Device(library, seed, capability=(9, 0) if case.hopper else (8, 0))
+        self.device.attributes[MAX_SHARED_OPTIN] = case.shared
         self.arrays: dict[str, DeviceArray] = {}
         self.overrides = overrides
         self.put("seq_offsets", np.array(case.offsets, case.indices))
@@ -157,7 +161,6 @@ class Call:
             "max_seq_len": max(case.lengths, default=0),
             "chunk_rows": case.chunk_rows,
             "dim": case.dim,
-            "shared": case.shared,
             "int64": case.indices is np.int64,
             "normalise": case.norm_eps is not None,
         } | self.overrides

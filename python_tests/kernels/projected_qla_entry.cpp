@@ -15,8 +15,7 @@ ProjectedQlaParams params_of(const int64_t* sizes, void* const* pointers, double
   q.dtype = static_cast<vista::DType>(*sizes++);
   q.activation = static_cast<vista::Activation>(*sizes++);
   q.state_activation = static_cast<vista::Activation>(*sizes++);
-  for (int64_t* size :
-       {&q.total, &q.batch, &q.heads, &q.d, &q.e, &q.max_seq_len, &q.chunk_rows, &p.dim, &p.most_shared_bytes})
+  for (int64_t* size : {&q.total, &q.batch, &q.heads, &q.d, &q.e, &q.max_seq_len, &q.chunk_rows, &p.dim})
     *size = *sizes++;
   q.seq_offsets.is_int64 = *sizes++ != 0;
   p.normalise = *sizes++ != 0;

@@ -147,7 +147,7 @@ def test_bad_offsets_trap(library, offsets, most):
 
 @EVERY_KERNEL
 def test_what_is_not_built_is_named(library, capfd, kernel):
-    for overrides in ({"d": 48}, {"e": 64}, {"dim": 60}, {"dtype": 0}, {"shared": 1024}):
+    for overrides in ({"d": 48}, {"e": 64}, {"dim": 60}, {"dtype": 0}, {"dim": 1024}):
         call = Call(Case([5]), library, **overrides)
         assert not call.fits(kernel)
         assert call.launch(kernel) == -1
@@ -170,7 +170,7 @@ LARGEST = {
 @pytest.mark.parametrize("shared", LARGEST)
 @pytest.mark.parametrize("d", [32, 64, 128])
 def test_what_fits(library, shared, d):
-    call = Call(Case([1], d=d), library, shared=shared)
+    call = Call(Case([1], d=d, shared=shared), library)
     largest = []
     for kernel in KERNELS:
         fits = []

@@ -4,6 +4,7 @@
 // the left operand of the product with P as they lie. The result takes its way through a corner of shared memory that
 // is the warp's own, 32 columns at a time, so that memory is written in whole sectors.
 #include "launch.cuh"
+#include "parts.h"
 
 namespace vista::cuda {
 namespace {
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) projected_qla_apply(c
     rows.multiply(tile, acc, [] {});
     const int row = tile * kTileRows + rows.own_row;
     if (head >= heads || row >= w.rows) continue;
-    Fragments<Rows::kTall, S::kDim> queries;
+    TallFragments<Rows::kTall, S::kDim> queries;
     activate_product<T, Rows::kTall, S::kDim>(queries, acc, rows.factors + rows.own_row, p.qla.activation);
     T* to = rows_at(out, p.qla, w.begin + row, w.head + head, S::kDim);
 #pragma unroll
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) projected_qla_apply(c
 int launch_projected_qla_apply(const ProjectedQlaParams& params, Stream stream) {
   return launch_instance<ApplyInstances>(params, [&](auto shape) {
     using S = decltype(shape);
-    return launch_groups<S>(projected_qla_apply<S>, params, stream);
+    return sm90::serves(params) ? sm90::launch_projected_qla_apply(params, stream)
+                                : launch_groups<S>(projected_qla_apply<S>, params, stream);
   });
 }
 

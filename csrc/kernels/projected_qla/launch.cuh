@@ -46,12 +46,16 @@ __device__ inline unsigned char* shared_memory() {
   return projected_qla_shared;
 }
 
-template <class S>
-int launch_groups(void (*kernel)(ProjectedQlaParams), const ProjectedQlaParams& p, Stream stream) {
-  const int64_t blocks = most_items(p.qla) * ceil_div(p.qla.heads, S::kHeads) * S::kParts * S::kParts;
+inline void check_blocks(const ProjectedQlaParams& p, int64_t blocks) {
   if (blocks > INT32_MAX)
     throw std::invalid_argument("projected_qla kernels take at most 2^31 - 1 blocks: (total / " +
                                 std::to_string(p.qla.chunk_rows) + " + batch) * heads is too large");
+}
+
+template <class S>
+int launch_groups(void (*kernel)(ProjectedQlaParams), const ProjectedQlaParams& p, Stream stream) {
+  const int64_t blocks = most_items(p.qla) * ceil_div(p.qla.heads, S::kHeads) * S::kParts * S::kParts;
+  check_blocks(p, blocks);
   if (p.qla.batch + p.qla.total == 0) return cudaSuccess;
   const int bytes = static_cast<int>(shared_bytes<S>(p.dim));
   const cudaError_t error = allow_shared(kernel, bytes);
@@ -67,12 +71,13 @@ int launch_instance(const ProjectedQlaParams& p, Launch launch) {
   for (const void* pointer : {p.x, p.weight_q, p.weight_k, p.weight_v})
     if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0)
       throw std::invalid_argument("projected_qla kernels take rows and weights at multiples of 16 bytes");
-  int error = cudaSuccess;
-  if (!choose_instance<Table>(p, [&](auto shape) { error = launch(shape); }))
+  int most = 0;
+  int error = shared_bytes_of_device(most);
+  if (error != cudaSuccess) return error;
+  if (!choose_instance<Table>(p, most, [&](auto shape) { error = launch(shape); }))
     throw std::invalid_argument(
         "projected_qla kernels are built for bfloat16 and float16, equal head dims of 32, 64 or 128 and a dim that is "
-        "a "
-        "multiple of 8 and whose weights fit the device's shared memory, found head dims " +
+        "a multiple of 8 whose weights fit the device's shared memory, found head dims " +
         std::to_string(p.qla.d) + " and " + std::to_string(p.qla.e) + " and dim " + std::to_string(p.dim));
   return error;
 }

@@ -181,10 +181,10 @@ struct Projection {
 
 // A product, row by row times its factor, through phi into operands of 16 x 16 of T: an accumulator's layout is theirs.
 template <int kTall, int kWide>
-using Fragments = uint32_t[kTall][kWide / 16][4];
+using TallFragments = Fragments<kWide>[kTall];
 
 template <class T, int kTall, int kWide>
-__device__ inline void activate_product(Fragments<kTall, kWide>& to, const Tall<kTall, kWide>& acc,
+__device__ inline void activate_product(TallFragments<kTall, kWide>& to, const Tall<kTall, kWide>& acc,
                                         const float* factors, Activation kind) {
   with_activation(kind, [&](auto phi) {
 #pragma unroll
@@ -202,7 +202,7 @@ __device__ inline void activate_product(Fragments<kTall, kWide>& to, const Tall<
 
 // acc += A B, B [K][N] in rows of kPitch
 template <class T, int kTall, int K, int N, int kPitch>
-__device__ inline void multiply_fragments(Tall<kTall, N>& acc, const Fragments<kTall, K>& a, const T* b) {
+__device__ inline void multiply_fragments(Tall<kTall, N>& acc, const TallFragments<kTall, K>& a, const T* b) {
   const uint32_t from = shared_address(b + lane_id() % 16 * kPitch + lane_id() / 16 * 8);
 #pragma unroll
   for (int k = 0; k < K / 16; ++k)

@@ -81,10 +81,10 @@ int64_t shared_bytes(int64_t dim) {
 // In the order of their columns.
 template <class... Shapes>
 struct Instances {
-  // Calls f(Shape{}) with the best instance for the call. False if there is none.
+  // Calls f(Shape{}) with the best instance for the call on a device with `most` bytes of shared memory for a block.
+  // False if there is none.
   template <class F>
-  static bool choose(const ProjectedQlaParams& p, F f) {
-    const int64_t most = most_shared_bytes(p);
+  static bool choose(const ProjectedQlaParams& p, int64_t most, F f) {
     int64_t best = -1, useful = 0, index = 0;
     const auto consider = [&](auto shape) {
       using S = decltype(shape);
@@ -96,15 +96,6 @@ struct Instances {
     index = 0;
     ((index++ == best ? f(Shapes{}) : void()), ...);
     return best >= 0;
-  }
-
- private:
-  static int64_t most_shared_bytes(const ProjectedQlaParams& p) {
-    if (p.most_shared_bytes != 0) return p.most_shared_bytes;
-    int device = 0, bytes = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) return 0;
-    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    return bytes;
   }
 };
 
@@ -122,13 +113,19 @@ template <class T>
 using ApplyBackwardInstances =
     Instances<ApplyBackwardShape<T, 32>, ApplyBackwardShape<T, 64>, ApplyBackwardShape<T, 128>>;
 
+inline cudaError_t shared_bytes_of_device(int& bytes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
 // choose() of the table for the call's dtype.
 template <template <class> class Table, class F>
-bool choose_instance(const ProjectedQlaParams& p, F f) {
+bool choose_instance(const ProjectedQlaParams& p, int64_t most, F f) {
   if (p.qla.e != p.qla.d || p.dim < 8 || p.dim % 8 != 0) return false;
   switch (p.qla.dtype) {
-    case DType::kBFloat16: return Table<BFloat16>::choose(p, f);
-    case DType::kHalf: return Table<Half>::choose(p, f);
+    case DType::kBFloat16: return Table<BFloat16>::choose(p, most, f);
+    case DType::kHalf: return Table<Half>::choose(p, most, f);
     default: return false;
   }
 }

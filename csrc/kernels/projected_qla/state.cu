@@ -4,6 +4,7 @@
 // fp32, rounded and laid into shared memory, where it is an operand of the sum, which stays in accumulators.
 #include "../qla/parts.cuh"
 #include "launch.cuh"
+#include "parts.h"
 
 namespace vista::cuda {
 namespace {
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) projected_qla_state(c
 int launch_projected_qla_state(const ProjectedQlaParams& params, Stream stream) {
   const int error = launch_instance<StateInstances>(params, [&](auto shape) {
     using S = decltype(shape);
-    return launch_groups<S>(projected_qla_state<S>, params, stream);
+    return sm90::serves(params) ? sm90::launch_projected_qla_state(params, stream)
+                                : launch_groups<S>(projected_qla_state<S>, params, stream);
   });
   return error != cudaSuccess ? error : launch_reduce(params.qla, false, stream);
 }

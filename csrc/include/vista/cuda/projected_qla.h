@@ -20,11 +20,10 @@ struct ProjectedQlaParams {
   int64_t dim;
   bool normalise;  // divide rows by their root mean square
   float norm_eps;
-  const void* x;                  // [total, dim]
-  const void* weight_q;           // [heads * d, dim]
-  const void* weight_k;           // [heads * d, dim]
-  const void* weight_v;           // [heads * d, dim]
-  int64_t most_shared_bytes = 0;  // of a block; 0: what the current device has. Another value is for tests
+  const void* x;         // [total, dim]
+  const void* weight_q;  // [heads * d, dim]
+  const void* weight_k;  // [heads * d, dim]
+  const void* weight_v;  // [heads * d, dim]
 };
 
 // Whether there is a kernel for these sizes that fits the current device. Reads dtype, heads, d, e, dim.

@@ -1,0 +1,139 @@
+// Products of a chunk's rows with weights that stay in shared memory, for compute capability 9.0.
+//
+// A block is two warpgroups with 128 columns each and a thread that brings x: panels of 64 rows and 64 columns through
+// a ring, which both multiply by their own weights. A panel may hold rows of the next sequence: whoever uses a row asks
+// whether it exists. The sums of squares are taken from the panels while the product runs.
+#pragma once
+
+#include "../../common/sm90/tensor_map.h"
+#include "../../common/sm90/tma.cuh"
+#include "../../common/sm90/wgmma.cuh"
+#include "../launch.cuh"
+
+namespace vista::cuda::sm90 {
+
+constexpr int kConsumers = 2;                     // warpgroups
+constexpr int kThreads = (kConsumers + 1) * 128;  // and the producer's
+constexpr int kOwnColumns = 128;                  // of a warpgroup
+constexpr int kPanel = kTileRows * 128;           // bytes of a panel of x
+constexpr int kWeightPanel = kOwnColumns * 128;   // of a warpgroup's weights
+constexpr int kConsumerThreads = kConsumers * 128;
+
+template <int kStages>
+struct Barriers {
+  Barrier weights;
+  Ring<kStages> ring;
+
+  // By all threads. Every warp of the consumers releases a stage, which its own threads have read.
+  __device__ void init() {
+    if (threadIdx.x == 0) {
+      weights.init(1);
+      ring.init(kConsumers * 4);
+      publish_barriers();
+    }
+    __syncthreads();
+  }
+};
+
+// The producer's loop over the tiles of a chunk.
+template <int kStages>
+__device__ void bring_rows(const CUtensorMap& x, const Work& w, int panels, uint8_t* stages, Barriers<kStages>& here) {
+  Turn<kStages> turn;
+  for (int row = 0; row < w.rows; row += kTileRows)
+    for (int panel = 0; panel < panels; ++panel, turn.next()) {
+      here.ring.acquire(turn, kPanel);
+      load_tile(stages + turn.stage * kPanel, x, static_cast<int>(w.begin) + row, panel * kBoxColumns,
+                here.ring.full[turn.stage]);
+    }
+}
+
+// A consumer's side of it.
+template <class T, int kStages>
+struct Consumer {
+  const ProjectedQlaParams& p;
+  Barriers<kStages>& here;
+  const uint8_t *stages, *weights;  // those of this warpgroup
+  int panels;
+  int row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;  // of a tile, and row + 8, are this thread's
+  Turn<kStages> turn;
+
+  // acc <- the next tile's rows times the weights; factors <- what the norm multiplies this thread's rows by.
+  // Whatever products were under way before are done too.
+  __device__ void multiply_tile(Accumulator<kOwnColumns>& acc, float (&factors)[2]) {
+    float squares[2] = {0.f, 0.f};
+    pin(acc);
+    int last = 0;
+#pragma unroll 1
+    for (int panel = 0; panel < panels; ++panel, turn.next()) {
+      here.ring.full[turn.stage].wait(turn.parity);
+      const uint8_t* rows = stages + turn.stage * kPanel;
+      begin_products();
+      multiply<T, kBoxColumns>(acc, Operand<Major::kK, kTileRows>(rows),
+                               Operand<Major::kK, kOwnColumns>(weights + panel * kWeightPanel), panel > 0);
+      commit_products();
+      if (p.normalise) add_squares(squares, rows);
+      if (panel > 0) {
+        wait_products<1>();
+        release(last);
+      }
+      last = turn.stage;
+    }
+    wait_products<0>(acc);
+    release(last);
+    factors[0] = factors[1] = 1.f;
+    if (!p.normalise) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 1);
+      squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 2);
+      factors[half] = rsqrtf(squares[half] / static_cast<float>(p.dim) + p.norm_eps);
+    }
+  }
+
+ private:
+  __device__ void release(int stage) {
+    __syncwarp();
+    if (lane_id() == 0) here.ring.empty[stage].arrive();
+  }
+
+  // Four lanes share a row; of a panel each takes two vectors.
+  __device__ void add_squares(float (&squares)[2], const uint8_t* rows) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float x[8];
+        const int column = lane_id() % 4 * 16 + i * 8;
+        unpack_vector<T>(load_vector(reinterpret_cast<const T*>(rows + swizzled(row + 8 * half, column))), x);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares[half] = fmaf(x[j], x[j], squares[half]);
+      }
+  }
+};
+
+// Two neighbours of a row in panels of 64 columns.
+template <class T>
+__device__ inline void put_pair(uint8_t* panel, int row, int column, float x, float y) {
+  *reinterpret_cast<uint32_t*>(panel + swizzled(row, column)) = pack2(x, y, T{});
+}
+
+inline int panels_of(const ProjectedQlaParams& p) { return static_cast<int>(ceil_div(p.dim, kBoxColumns)); }
+
+inline cudaError_t encode_rows(CUtensorMap& map, const ProjectedQlaParams& p) {
+  return encode(map, {p.x, p.qla.dtype, p.qla.total, p.dim, p.dim}, kTileRows);
+}
+
+inline cudaError_t encode_weight(CUtensorMap& map, const ProjectedQlaParams& p, const void* weight, int box_rows) {
+  return encode(map, {weight, p.qla.dtype, p.qla.heads * p.qla.d, p.dim, p.dim}, box_rows);
+}
+
+// Calls launch(Element{}, Dim<head dim>{}).
+template <class Launch>
+int dispatch_sm90(const ProjectedQlaParams& p, Launch launch) {
+  const auto with_dim = [&](auto element) {
+    return p.qla.d == 32 ? launch(element, Dim<32>{}) : launch(element, Dim<64>{});
+  };
+  return p.qla.dtype == DType::kHalf ? with_dim(Half{}) : with_dim(BFloat16{});
+}
+
+}  // namespace vista::cuda::sm90
