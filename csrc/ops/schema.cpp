@@ -40,6 +40,11 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 
+  m.def(
+      "cached_cross_attn(Tensor q, Tensor k_rows, Tensor v_rows, Tensor slots, Tensor q_offsets, SymInt max_q_len, int "
+      "tokens, int kv_heads, Tensor? self_k=None, Tensor? self_v=None, *, int? value_dim=None, str scheme='int8', int? "
+      "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
+
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)
   m.def("quantize_rows(Tensor x, *, str scheme='int8', int? group=None) -> Tensor");
   m.def(

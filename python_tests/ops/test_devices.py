@@ -20,6 +20,7 @@ INPUTS = {
     "qla_apply_backward": (ROWS, ROWS, STATE, SCALE, OFFSETS, 3, ROWS, ROWS, TARGETS),
     "jagged_cross_attn": (ROWS, ROWS, ROWS, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
+    "cached_cross_attn": (ROWS, BYTES, BYTES, SLOTS, OFFSETS, 3, 2, 2, ROWS, ROWS),
     "cache_gather": (BYTES, SLOTS, 2, 16),
     "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
 }

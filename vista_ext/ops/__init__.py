@@ -1,12 +1,14 @@
 """Typed functions over `torch.ops.vista.*`: one file per op, holding its docstring, fake kernel and autograd."""
 
 from vista_ext.ops.cache_rows import cache_gather, cache_scatter_, dequantize_rows, quantize_rows
+from vista_ext.ops.cached_cross_attn import cached_cross_attn
 from vista_ext.ops.cross_attn import jagged_cross_attn
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 
 __all__ = [
     "cache_gather",
     "cache_scatter_",
+    "cached_cross_attn",
     "dequantize_rows",
     "jagged_cross_attn",
     "mean_scale",
