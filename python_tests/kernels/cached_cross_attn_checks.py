@@ -32,9 +32,8 @@ class Cached:
 
     def __post_init__(self):
         lengths = [self.tokens if 0 <= slot < self.num_slots else 0 for slot in self.slots]
-        self.case = Case(
-            self.q_lengths, lengths, grad_lse=False, seed=self.seed, indices=self.indices, **({"padding": 0} | self.options)
-        )
+        options = {"padding": 0, "grad_lse": False, "seed": self.seed, "indices": self.indices} | self.options
+        self.case = Case(self.q_lengths, lengths, **options)
         heads, generator = self.case.kv_heads, torch.Generator().manual_seed(self.seed + 1)
         self.rows: dict[str, Tensor] = {}
         for name, dim in (("k", self.case.d), ("v", self.case.e)):

@@ -1,4 +1,4 @@
-"""Every op of QLA, cross attention and the rows, small and ugly: what tests of bits, memory, streams and graphs run, and sanitizers."""
+"""Every op, small and ugly: what tests of bits, memory, streams and graphs run, and sanitizers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -35,8 +35,8 @@ def cached_cross_attn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`jagged_cross_attn` whose keys and values are quantized rows, found by slot. Not differentiable.
 
-    Query group g holds the rows `q_offsets[g]:q_offsets[g + 1]` and reads the row `slots[g]` of both caches; own items as
-    in `jagged_cross_attn`. On the CPU the results are the bits of `cache_gather` and then `jagged_cross_attn`.
+    Query group g holds the rows `q_offsets[g]:q_offsets[g + 1]` and reads the row `slots[g]` of both caches; own items
+    as in `jagged_cross_attn`. On the CPU the results are the bits of `cache_gather` and then `jagged_cross_attn`.
 
     Args:
         q: `[total_q, q_heads, d]`, float32, bfloat16 or float16; d a multiple of 8 from 16 to 256. Rows are dequantized
