@@ -44,7 +44,9 @@ TARGETS = [
         for target in (
             Target(f"QLA {name}: at most 1.25 x floor", "qla", QLA_SHAPES, backward, **_of_floor(1.25)),
             Target(f"QLA {name}: at least 2.5 x faster than fla", "qla", QLA_SHAPES, backward, **_faster("fla", 2.5)),
-            Target(f"SGLU {name}: faster than three cuBLAS products", "sglu", SGLU_SHAPES, backward, **_faster("eager")),
+            Target(
+                f"SGLU {name}: faster than three cuBLAS products", "sglu", SGLU_SHAPES, backward, **_faster("eager")
+            ),
             Target(f"SGLU {name}: faster than torch.compile", "sglu", SGLU_SHAPES, backward, **_faster("compile")),
         )
     ],

@@ -15,12 +15,6 @@ void run_rows(const cpu::RowsParams& params, int64_t users, Kernel kernel) {
             [&](int64_t begin, int64_t end, float* scratch) { kernel(params, begin, end, scratch); });
 }
 
-Tensor count_tensor(const Tensor& like, int64_t value) {
-  Tensor count = torch::stable::new_empty(like, {}, ScalarType::Long);
-  *static_cast<int64_t*>(count.mutable_data_ptr()) = value;
-  return count;
-}
-
 // Negative slots give zeros.
 void read_rows(const RowLayout& layout, const Tensor& cache, const std::vector<int64_t>& slots, Tensor& out) {
   cpu::RowsParams params{};
@@ -30,19 +24,6 @@ void read_rows(const RowLayout& layout, const Tensor& cache, const std::vector<i
   params.slots = slots.data();
   params.out = out.mutable_data_ptr();
   run_rows(params, static_cast<int64_t>(slots.size()), cpu::cache_rows_kernels().dequantize);
-}
-
-// Marks slots out of range by -1; how many there were.
-int64_t mark_bad(const char* op, std::vector<int64_t>& slots, int64_t num_slots, IndexPolicy policy) {
-  int64_t num_bad = 0;
-  for (size_t i = 0; i < slots.size(); ++i) {
-    if (slots[i] >= 0 && slots[i] < num_slots) continue;
-    check(policy != IndexPolicy::kRaise, op, "slots must be in [0, ", num_slots, "), found ", slots[i], " at index ",
-          i);
-    slots[i] = -1;
-    ++num_bad;
-  }
-  return num_bad;
 }
 
 struct Cpu {
@@ -64,14 +45,14 @@ struct Cpu {
   static Tensor gather(const char* op, const RowLayout& layout, const Tensor& cache, const Tensor& slots,
                        IndexPolicy policy, Tensor& out) {
     std::vector<int64_t> slot_of = read_indices(op, "slots", slots);
-    const int64_t num_bad = mark_bad(op, slot_of, cache.size(0), policy);
+    const int64_t num_bad = mark_bad_slots(op, slot_of, cache.size(0), policy);
     read_rows(layout, cache, slot_of, out);
     return count_tensor(cache, num_bad);
   }
 
   static Tensor scatter(const char* op, Tensor& cache, const Tensor& slots, const Tensor& rows, IndexPolicy policy) {
     std::vector<int64_t> slot_of = read_indices(op, "slots", slots);
-    const int64_t num_bad = mark_bad(op, slot_of, cache.size(0), policy);
+    const int64_t num_bad = mark_bad_slots(op, slot_of, cache.size(0), policy);
     std::vector<int64_t> writes;  // rows that are written, in the order of their slots
     writes.reserve(slot_of.size());
     for (size_t i = 0; i < slot_of.size(); ++i)

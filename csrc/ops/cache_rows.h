@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "attention.h"
 #include "vista/row_layout.h"
@@ -45,6 +46,26 @@ inline Tensor new_summaries(const char* op, const Tensor& like, int64_t n, const
   check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
         "dtype must be float32, bfloat16 or float16, found ", dtype_name(dtype));
   return torch::stable::new_empty(like, {n, layout.tokens, layout.dim}, dtype);
+}
+
+// Of slots on the host: marks those out of range by -1; how many there were.
+inline int64_t mark_bad_slots(const char* op, std::vector<int64_t>& slots, int64_t num_slots, IndexPolicy policy) {
+  int64_t num_bad = 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] >= 0 && slots[i] < num_slots) continue;
+    check(policy != IndexPolicy::kRaise, op, "slots must be in [0, ", num_slots, "), found ", slots[i], " at index ",
+          i);
+    slots[i] = -1;
+    ++num_bad;
+  }
+  return num_bad;
+}
+
+// On the host.
+inline Tensor count_tensor(const Tensor& like, int64_t value) {
+  Tensor count = torch::stable::new_empty(like, {}, ScalarType::Long);
+  *static_cast<int64_t*>(count.mutable_data_ptr()) = value;
+  return count;
 }
 
 template <typename Device>

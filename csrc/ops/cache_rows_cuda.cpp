@@ -5,10 +5,6 @@
 namespace vista {
 namespace {
 
-cuda::BadSlots bad_slots(IndexPolicy policy) {
-  return policy == IndexPolicy::kRaise ? cuda::BadSlots::kTrap : cuda::BadSlots::kCount;
-}
-
 struct Cuda {
   static void quantize(const char* op, const RowLayout& layout, const Tensor& x, Tensor& rows) {
     cuda::QuantizeParams params{};

@@ -2,6 +2,7 @@
 // kernels (vista/cuda/cross_attn.h): the host never waits for the device.
 #include <sstream>
 
+#include "cached_cross_attn.h"
 #include "cross_attn.h"
 #include "cuda.h"
 #include "vista/cuda/cross_attn.h"
@@ -12,37 +13,52 @@ namespace {
 using cuda::CrossAttnParams;
 using cuda::Stream;
 
-// One call of an op: the params, and the tensors that they point at.
+// One call of an op: the params, and the tensors that they point at. Arguments are checked already.
 class Call {
  public:
   CrossAttnParams params{};
 
-  Call(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_offsets,
-       const Tensor& kv_offsets, int64_t max_q_len, int64_t max_kv_len, const std::optional<Tensor>& self_k,
-       const std::optional<Tensor>& self_v, const std::optional<Tensor>& kv_index, std::optional<double> attn_scale)
-      : op_(op), q_(q), q_offsets_(q_offsets), kv_offsets_(kv_offsets), kv_index_(kv_index) {
-    check_cross_attn(op, q, k, v, self_k, self_v);
-    params.q_offsets = read_offsets("q_offsets", q_offsets_, "max_q_len", max_q_len);
-    params.kv_offsets = read_offsets("kv_offsets", kv_offsets_, "max_kv_len", max_kv_len);
-    params.groups = q_offsets_.size(0) - 1;
-    params.sequences = kv_offsets_.size(0) - 1;
-    check_kv_index(op, kv_index_, params.groups, params.sequences);
-    if (kv_index_.has_value()) params.kv_index = device_indices(op, "kv_index", *kv_index_, q);
+  Call(const char* op, const Tensor& q, const Tensor& q_offsets, int64_t max_q_len, int64_t kv_heads, int64_t e,
+       const std::optional<Tensor>& self_k, const std::optional<Tensor>& self_v, std::optional<double> attn_scale)
+      : op_(op), q_(q) {
+    params.q_offsets = offsets("q_offsets", q_offsets, "max_q_len", max_q_len);
+    params.groups = q_offsets.size(0) - 1;
     params.dtype = kernel_dtype(q.scalar_type());
     params.total_q = q.size(0);
-    params.total_kv = k.size(0);
     params.q_heads = q.size(1);
-    params.kv_heads = k.size(1);
+    params.kv_heads = kv_heads;
     params.d = q.size(2);
-    params.e = v.size(2);
+    params.e = e;
     params.max_q_len = max_q_len;
-    params.max_kv_len = max_kv_len;
     params.scale = score_scale(attn_scale, params.d);
     params.q = read(q);
-    params.k = read(k);
-    params.v = read(v);
     params.self_k = read(self_k);
     params.self_v = read(self_v);
+  }
+
+  void set_keys(const Tensor& k, const Tensor& v, const Tensor& kv_offsets, int64_t max_kv_len,
+                const std::optional<Tensor>& kv_index) {
+    params.kv_offsets = offsets("kv_offsets", kv_offsets, "max_kv_len", max_kv_len);
+    params.sequences = kv_offsets.size(0) - 1;
+    check_kv_index(op_, kv_index, params.groups, params.sequences);
+    if (kv_index.has_value()) params.kv_index = indices("kv_index", *kv_index);
+    params.total_kv = k.size(0);
+    params.max_kv_len = max_kv_len;
+    params.k = read(k);
+    params.v = read(v);
+  }
+
+  void set_cache(const CachedOptions& options, const Tensor& k_rows, const Tensor& v_rows, const Tensor& slots,
+                 IndexPolicy policy, Tensor& num_bad) {
+    cuda::CachedRows& cache = params.cache;
+    cache.k_layout = options.k_layout;
+    cache.v_layout = options.v_layout;
+    cache.k_rows = static_cast<const uint8_t*>(read(k_rows));
+    cache.v_rows = options.one_cache ? cache.k_rows : static_cast<const uint8_t*>(read(v_rows));
+    cache.num_slots = k_rows.size(0);
+    cache.slots = indices("slots", slots);
+    cache.num_bad = static_cast<int64_t*>(num_bad.mutable_data_ptr());
+    cache.bad_slots = bad_slots(policy);
   }
 
   // A tensor that a launch reads; a null pointer for an absent one.
@@ -70,15 +86,18 @@ class Call {
  private:
   const char* op_;
   const Tensor& q_;
-  Tensor q_offsets_, kv_offsets_;
-  std::optional<Tensor> kv_index_;
   std::vector<Tensor> kept_;
 
-  cuda::Indices read_offsets(const char* name, Tensor& offsets, const char* max_name, int64_t max_len) {
-    const cuda::Indices indices = device_indices(op_, name, offsets, q_);
+  cuda::Indices indices(const char* name, const Tensor& tensor) {
+    kept_.push_back(tensor);
+    return device_indices(op_, name, kept_.back(), q_);
+  }
+
+  cuda::Indices offsets(const char* name, const Tensor& offsets, const char* max_name, int64_t max_len) {
+    const cuda::Indices found = indices(name, offsets);
     check(offsets.size(0) > 0, op_, name, " must have batch + 1 entries, found none");
     check(max_len >= 0, op_, max_name, " must not be negative, found ", max_len);
-    return indices;
+    return found;
   }
 };
 
@@ -86,8 +105,10 @@ std::tuple<Tensor, Tensor> cross_attn_cuda(Tensor q, Tensor k, Tensor v, Tensor 
                                            int64_t max_q_len, int64_t max_kv_len, std::optional<Tensor> self_k,
                                            std::optional<Tensor> self_v, std::optional<Tensor> kv_index,
                                            std::optional<double> attn_scale) {
-  Call call("jagged_cross_attn", q, k, v, q_offsets, kv_offsets, max_q_len, max_kv_len, self_k, self_v, kv_index,
-            attn_scale);
+  const char* op = "jagged_cross_attn";
+  check_cross_attn(op, q, k, v, self_k, self_v);
+  Call call(op, q, q_offsets, max_q_len, k.size(1), v.size(2), self_k, self_v, attn_scale);
+  call.set_keys(k, v, kv_offsets, max_kv_len, kv_index);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), v.size(2)});
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1)}, ScalarType::Float);
   call.params.out = out.mutable_data_ptr();
@@ -101,7 +122,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_attn_backward_cuda(
     Tensor q_offsets, Tensor kv_offsets, int64_t max_q_len, int64_t max_kv_len, std::optional<Tensor> self_k,
     std::optional<Tensor> self_v, std::optional<Tensor> kv_index, std::optional<double> attn_scale) {
   const char* op = "jagged_cross_attn_backward";
-  Call call(op, q, k, v, q_offsets, kv_offsets, max_q_len, max_kv_len, self_k, self_v, kv_index, attn_scale);
+  check_cross_attn(op, q, k, v, self_k, self_v);
+  Call call(op, q, q_offsets, max_q_len, k.size(1), v.size(2), self_k, self_v, attn_scale);
+  call.set_keys(k, v, kv_offsets, max_kv_len, kv_index);
   check_cross_attn_grads(op, grad_out, grad_lse, q, v, out, lse);
   CrossAttnParams& p = call.params;
   Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false);
@@ -119,10 +142,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_attn_backward_cuda(
   return {grad_q, grad_k, grad_v, grad_self_k, grad_self_v};
 }
 
+std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cuda(
+    Tensor q, Tensor k_rows, Tensor v_rows, Tensor slots, Tensor q_offsets, int64_t max_q_len, int64_t tokens,
+    int64_t kv_heads, std::optional<Tensor> self_k, std::optional<Tensor> self_v, std::optional<int64_t> value_dim,
+    std::string scheme, std::optional<int64_t> group, std::string policy, std::optional<double> attn_scale) {
+  const char* op = "cached_cross_attn";
+  const CachedOptions options = check_cached_cross_attn(op, q, k_rows, v_rows, slots, q_offsets, tokens, kv_heads,
+                                                        self_k, self_v, value_dim, scheme, group);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), options.e});
+  Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1)}, ScalarType::Float);
+  Tensor num_bad = torch::stable::new_empty(q, {}, ScalarType::Long);
+  Call call(op, q, q_offsets, max_q_len, kv_heads, options.e, self_k, self_v, attn_scale);
+  call.set_cache(options, k_rows, v_rows, slots, parse_policy(op, policy), num_bad);
+  call.params.out = out.mutable_data_ptr();
+  call.params.lse = mutable_floats(lse);
+  call.run(false, cuda::launch_cached_cross_attn);
+  return {out, lse, num_bad};
+}
+
 }  // namespace
 }  // namespace vista
 
 STABLE_TORCH_LIBRARY_IMPL(vista, CUDA, m) {
   m.impl("jagged_cross_attn", TORCH_BOX(&vista::cross_attn_cuda));
   m.impl("jagged_cross_attn_backward", TORCH_BOX(&vista::cross_attn_backward_cuda));
+  m.impl("cached_cross_attn", TORCH_BOX(&vista::cached_cross_attn_cuda));
 }

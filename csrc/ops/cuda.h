@@ -8,6 +8,7 @@
 #include <string>
 
 #include "checks.h"
+#include "vista/cuda/cache_rows.h"
 #include "vista/cuda/launch.h"
 
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -52,6 +53,10 @@ inline cuda::Indices device_indices(const char* op, const char* name, Tensor& te
   check_indices(op, name, tensor, like);
   tensor = torch::stable::contiguous(tensor);
   return {tensor.const_data_ptr(), tensor.scalar_type() == ScalarType::Long};
+}
+
+inline cuda::BadSlots bad_slots(IndexPolicy policy) {
+  return policy == IndexPolicy::kRaise ? cuda::BadSlots::kTrap : cuda::BadSlots::kCount;
 }
 
 }  // namespace vista

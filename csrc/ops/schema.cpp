@@ -56,6 +56,10 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "Tensor? self_v=None, Tensor? kv_index=None, *, float? attn_scale=None) -> (Tensor grad_q, Tensor grad_k, "
       "Tensor grad_v, Tensor grad_self_k, Tensor grad_self_v)");
 
+  m.def(
+      "cached_cross_attn(Tensor q, Tensor k_rows, Tensor v_rows, Tensor slots, Tensor q_offsets, SymInt max_q_len, int "
+      "tokens, int kv_heads, Tensor? self_k=None, Tensor? self_v=None, *, int? value_dim=None, str scheme='int8', int? "
+      "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
   // The first half of an MLP: silu(x weight^T + bias)
   m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_silu_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias) -> Tensor");

@@ -88,6 +88,14 @@ void add_cross_attn(Launches& launches) {
       params.d = params.e = dim;
       launches.push_back([=] { return launch_cross_attn(params, nullptr); });
       launches.push_back([=] { return launch_cross_attn_backward(params, nullptr); });
+      CrossAttnParams cached = params;
+      CachedRows& cache = cached.cache;
+      cache.k_layout = cache.v_layout = make_row_layout(RowScheme::kInt8, 2, dim);
+      cache.k_rows = cache.v_rows = device_memory;
+      cache.num_slots = 1;
+      cache.slots = {device_memory, true};
+      cache.num_bad = reinterpret_cast<int64_t*>(device_memory);
+      launches.push_back([=] { return launch_cached_cross_attn(cached, nullptr); });
     }
 }
 

@@ -108,7 +108,7 @@ def test_kv_index_that_does_not_fit(world, name):
 
 
 def test_recent_of_other_users(world, model):
-    with pytest.raises(ValueError, match="recent must be histories of the 5 users of summaries, found 2"):
+    with pytest.raises(ValueError, match="recent must be histories of 5 users, found 2"):
         model.score(model.summarize(world.histories), world.candidates, world.kv_index, recent=make_histories([3, 4]))
 
 

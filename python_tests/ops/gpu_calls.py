@@ -118,6 +118,37 @@ def linear_calls(device: str, dtype: torch.dtype, widths: tuple[int, int]) -> It
         yield f"linear_silu without bias {label}", partial(_with_gradients, ops.linear_silu, [x, weight])
 
 
+def cross_attn_calls(device: str, dtype: torch.dtype, d: int, e: int) -> Iterator[tuple[str, Callable]]:
+    """Names and calls of both cross attentions; a call returns all results, gradients among them."""
+    lengths = [5, 0, 1, 113, 64, 65]  # of the groups; of the sequences:
+    key_lengths = [1, 0, 130, 65]
+    q_offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()]).to(device)
+    kv_offsets = torch.tensor([0, *torch.tensor(key_lengths).cumsum(0).tolist()]).to(device)
+    index = torch.tensor([2, 0, 2, 1, 0, 2], dtype=torch.int32, device=device)
+    total, keys = sum(lengths) + PADDING, sum(key_lengths) + PADDING
+    shapes = ((total, 4, d), (keys, 2, d), (keys, 2, e), (total, 2, d), (total, 2, e))
+    q, k, v, self_k, self_v = (_normal(shape, device, dtype, seed) for seed, shape in enumerate(shapes))
+    label = f"{str(dtype).removeprefix('torch.')} d{d} e{e}"
+
+    def own(q: Tensor, k: Tensor, v: Tensor, self_k: Tensor, self_v: Tensor) -> tuple[Tensor, Tensor]:
+        options = {"kv_index": index, "self_k": self_k, "self_v": self_v, "return_lse": True}
+        return ops.jagged_cross_attn(q, k, v, q_offsets, kv_offsets, max(lengths), max(key_lengths), **options)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        some = q_offsets[: len(key_lengths) + 1].int()
+        return ops.jagged_cross_attn(q, k, v, some, kv_offsets, max(lengths), max(key_lengths))
+
+    yield f"jagged_cross_attn own {label}", partial(_with_gradients, own, [q, k, v, self_k, self_v])
+    yield f"jagged_cross_attn {label}", partial(_with_gradients, plain, [q, k, v])
+    tokens, slots = 70, torch.tensor([2, 0, 2, -1, 1, 3], device=device)
+    for scheme in SCHEMES:
+        summaries = [_normal((3, tokens, 2 * n), "cpu", dtype, seed) for seed, n in ((5, d), (6, e))]
+        k_rows, v_rows = (ops.quantize_rows(x, scheme=scheme).to(device) for x in summaries)
+        arguments = q, k_rows, v_rows, slots, q_offsets, max(lengths), tokens, 2
+        options = {"self_k": self_k, "self_v": self_v, "value_dim": e, "scheme": scheme, "policy": "zero"}
+        yield f"cached_cross_attn {scheme} {label}", partial(ops.cached_cross_attn, *arguments, **options)
+
+
 def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callable]]]]]:
     for dtype in FLOATS:
         name = str(dtype).removeprefix("torch.")
@@ -134,6 +165,8 @@ def _groups() -> Iterator[tuple[str, Callable[[str], Iterator[tuple[str, Callabl
             yield f"{name} projected dim{dim} h{heads} d{d}", group
         for scheme in SCHEMES:
             yield f"{name} rows {scheme}", partial(row_calls, dtype=dtype, scheme=scheme)
+        for d, e in ((64, 64), (24, 40), (256, 16), (32, 128)):
+            yield f"{name} cross_attn d{d} e{e}", partial(cross_attn_calls, dtype=dtype, d=d, e=e)
 
 
 GROUPS = dict(_groups())

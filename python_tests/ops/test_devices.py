@@ -26,6 +26,7 @@ INPUTS = {
     "projected_qla_apply_backward": (ROWS, X, WEIGHT, STATE, SCALE, OFFSETS, 3),
     "jagged_cross_attn": (ROWS, ROWS, ROWS, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
     "jagged_cross_attn_backward": (ROWS, LSE, ROWS, ROWS, ROWS, ROWS, LSE, OFFSETS, OFFSETS, 3, 3, ROWS, ROWS, SLOTS),
+    "cached_cross_attn": (ROWS, BYTES, BYTES, SLOTS, OFFSETS, 3, 2, 2, ROWS, ROWS),
     "linear_silu": (MATRIX, MATRIX, MATRIX[0]),
     "linear_silu_backward": (MATRIX, MATRIX, MATRIX, MATRIX[0]),
     "sglu": (MATRIX,) * 4,

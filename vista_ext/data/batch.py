@@ -135,12 +135,12 @@ class Candidates:
     items: Tensor
     context: Tensor
 
-    def check(self, kv_index: Tensor, users: int) -> None:
+    def check(self, kv_index: Tensor, users: int | None) -> None:
         """Refuse candidates whose parts do not fit each other; nothing is looked at while compiling.
 
         Args:
             kv_index: of the requests.
-            users: how many there are for `kv_index` to choose from.
+            users: how many there are for `kv_index` to choose from; None if it may name nobody.
 
         Raises:
             ValueError, IndexError: naming the part, what was expected and what was found.
@@ -152,7 +152,8 @@ class Candidates:
         _check_integers("candidates.context", self.context, (total, *self.context.shape[1:2]))
         _check_offsets("candidates.offsets", self.offsets, total, "candidates.max_len", self.max_len)
         _check_integers("kv_index", kv_index, (self.offsets.shape[0] - 1,))
-        check_range("kv_index", kv_index, users - 1)
+        if users is not None:
+            check_range("kv_index", kv_index, users - 1)
 
     def to(self, device: torch.device | str) -> Candidates:
         """With all tensors on a device."""

@@ -8,10 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vista_ext import ops
 from vista_ext.data.batch import Candidates
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.encoders import Events
 from vista_ext.nn import TargetBlock, packed_suffix
+from vista_ext.ops.cache_rows import IndexPolicy, Scheme
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,67 @@ class Memory:
     layers: list[tuple[Tensor, Tensor]]
     offsets: Tensor
     max_len: int
+
+    def attend(
+        self, layer: int, q: Tensor, own: tuple[Tensor, Tensor], candidates: Candidates, kv_index: Tensor
+    ) -> Tensor:
+        """What queries of candidates, with their own keys and values, find in a layer."""
+        lengths = candidates.max_len, self.max_len
+        return ops.jagged_cross_attn(
+            q,
+            *self.layers[layer],
+            candidates.offsets,
+            self.offsets,
+            *lengths,
+            kv_index=kv_index,
+            self_k=own[0],
+            self_v=own[1],
+        )
+
+
+@dataclass(frozen=True)
+class CachedMemory:
+    """The same of many users, as quantized rows by slot (`serve.MemoryCache` keeps them). For inference only.
+
+    Args:
+        layers: caches of keys and values of each layer, uint8 `[num_slots, row_bytes]`.
+        tokens: rows of a summary.
+        heads, scheme, group: what the rows hold.
+        policy: of slots out of range, as in `ops.cached_cross_attn`; under "zero" the candidates of such a request see
+            themselves only.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    tokens: int
+    heads: int
+    scheme: Scheme
+    group: int | None
+    policy: IndexPolicy
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the caches."""
+        return self.layers[0][0].shape[0]
+
+    def attend(
+        self, layer: int, q: Tensor, own: tuple[Tensor, Tensor], candidates: Candidates, slots: Tensor
+    ) -> Tensor:
+        """As `Memory.attend`, with a slot for each request."""
+        out, _, _ = ops.cached_cross_attn(
+            q,
+            *self.layers[layer],
+            slots,
+            candidates.offsets,
+            candidates.max_len,
+            self.tokens,
+            self.heads,
+            self_k=own[0],
+            self_v=own[1],
+            scheme=self.scheme,
+            group=self.group,
+            policy=self.policy,
+        )
+        return out
 
 
 class TargetAttention(nn.Module):
@@ -58,19 +121,12 @@ class TargetAttention(nn.Module):
                 rows = layer(rows, layers[-1], offsets, offsets, seeds, seeds)
         return Memory(layers, offsets, seeds)
 
-    def forward(self, rows: Tensor, candidates: Candidates, memory: Memory, kv_index: Tensor) -> Tensor:
-        """The candidates' rows `[m, dim]` after all layers; request r reads the summary `kv_index[r]`."""
-        for block, keys_values in zip(self.layers, memory.layers, strict=True):
-            rows = block(
-                rows,
-                keys_values,
-                candidates.offsets,
-                memory.offsets,
-                candidates.max_len,
-                memory.max_len,
-                kv_index=kv_index,
-                sees_itself=True,
-            )
+    def forward(self, rows: Tensor, candidates: Candidates, memory: Memory | CachedMemory, kv_index: Tensor) -> Tensor:
+        """The candidates' rows `[m, dim]` after all layers; request r reads the summary (or slot) `kv_index[r]`."""
+        for number, block in enumerate(self.layers):
+            layer = cast(TargetBlock, block)
+            own = layer.keys_values(rows)
+            rows = layer.finish(rows, memory.attend(number, layer.queries(rows), own, candidates, kv_index))
         return self.norm(rows)
 
 
@@ -108,16 +164,28 @@ class Stage2(nn.Module):
         self.recent = RecentEvents(config) if config.recent_events else None
         self.width = config.dim * (2 if config.recent_events else 1)
 
-    def forward(
-        self, summaries: Tensor, candidates: Candidates, rows: Tensor, kv_index: Tensor, recent: Events | None
-    ) -> Tensor:
-        """`[m, width]` for candidate rows `[m, dim]` on summaries `[n, seeds, dim]` of any floating dtype: a store may
-        hold them in half precision."""
+    def memory(self, summaries: Tensor, dtype: torch.dtype) -> Memory:
+        """The memory of summaries `[n, seeds, dim]` of any floating dtype: a store may hold them in half precision."""
         if tuple(summaries.shape[1:]) != self.shape:
             raise ValueError(f"summaries must be [n, {self.shape[0]}, {self.shape[1]}], found {list(summaries.shape)}")
-        attended = self.target(rows, candidates, self.target.memory(summaries.to(rows.dtype)), kv_index)
+        return self.target.memory(summaries.to(dtype))
+
+    def forward(
+        self,
+        summaries: Tensor | CachedMemory,
+        candidates: Candidates,
+        rows: Tensor,
+        kv_index: Tensor,
+        recent: Events | None,
+    ) -> Tensor:
+        """`[m, width]` for candidate rows `[m, dim]` on summaries `[n, seeds, dim]`, or on what a cache has of them;
+        then `kv_index` has slots, and `recent` the histories of the requests."""
+        cached = isinstance(summaries, CachedMemory)
+        memory = summaries if isinstance(summaries, CachedMemory) else self.memory(summaries, rows.dtype)
+        attended = self.target(rows, candidates, memory, kv_index)
         if self.recent is None:
             return attended
         if recent is None:
             raise ValueError("recent must be histories (this model has recent_events > 0), found None")
-        return torch.cat([attended, self.recent(recent, candidates, rows, kv_index)], 1)
+        index = torch.arange(len(kv_index), device=kv_index.device) if cached else kv_index
+        return torch.cat([attended, self.recent(recent, candidates, rows, index)], 1)

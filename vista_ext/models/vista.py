@@ -16,7 +16,7 @@ from vista_ext.models.embedding import EventEmbedding, ItemEmbedding
 from vista_ext.models.encoders import Encoded, Encoder, Events
 from vista_ext.models.ranker import Head, Ranker
 from vista_ext.models.summarizer import Summarizer, require_chunk
-from vista_ext.models.target import Stage2
+from vista_ext.models.target import CachedMemory, Stage2
 
 
 class VistaEncoder(Encoder):
@@ -92,22 +92,28 @@ class Vista(Ranker):
         return self.encoder.summarizer.stream_(events, histories.seq_offsets, chunk)
 
     def score(
-        self, summaries: Tensor, candidates: Candidates, kv_index: Tensor, *, recent: Histories | None = None
+        self,
+        summaries: Tensor | CachedMemory,
+        candidates: Candidates,
+        kv_index: Tensor,
+        *,
+        recent: Histories | None = None,
     ) -> Tensor:
         """Stage 2: logits `[m, tasks]`.
 
         Args:
-            summaries: `[n, seeds, dim]`, from `summarize` or from a store.
+            summaries: `[n, seeds, dim]`, from `summarize` or from a store; or what a `serve.MemoryCache` has of them.
             candidates: of the requests.
-            kv_index: int64 `[requests]`, the summary that each request reads.
-            recent: histories of the n users, of which the last `recent_events` are read; only for that option.
+            kv_index: int64 `[requests]`, the summary (or slot) that each request reads.
+            recent: histories of the n users (with a cache, of the requests), of which the last `recent_events` are
+                read; only for that option.
 
         Raises:
             ValueError, IndexError: naming the argument, what was expected and what was found.
         """
-        candidates.check(kv_index, summaries.shape[0])
+        users = _check(summaries, candidates, kv_index)
         rows = self.dropout(self.items(candidates.items).to(self.dtype))
-        newest = _newest(recent, self.config.recent_events, summaries.shape[0])
+        newest = _newest(recent, self.config.recent_events, users)
         events = None if newest is None else self.embed(newest)
         encoded = self.encoder.stage2(summaries, candidates, rows, kv_index, events)
         return self.head(encoded[:, : self.config.dim], rows, candidates, encoded[:, self.config.dim :])
@@ -132,12 +138,17 @@ class SummaryRanker(nn.Module):
         self.dropout = nn.Dropout(config.embedding.dropout)
 
     def forward(
-        self, summaries: Tensor, candidates: Candidates, kv_index: Tensor, *, recent: Histories | None = None
+        self,
+        summaries: Tensor | CachedMemory,
+        candidates: Candidates,
+        kv_index: Tensor,
+        *,
+        recent: Histories | None = None,
     ) -> Tensor:
         """Logits `[m, tasks]`; arguments as in `Vista.score`."""
-        candidates.check(kv_index, summaries.shape[0])
+        users = _check(summaries, candidates, kv_index)
         rows = self.dropout(self.items(candidates.items).to(self.head.dtype))
-        newest, events = _newest(recent, self.config.recent_events, summaries.shape[0]), None
+        newest, events = _newest(recent, self.config.recent_events, users), None
         if newest is not None and self.events is not None:
             whole = self.events(self.items(newest.items).to(rows.dtype), newest)
             events = Events(self.dropout(whole), newest.seq_offsets, newest.max_seq_len, whole)
@@ -156,6 +167,15 @@ class SummaryRanker(nn.Module):
         return ranker
 
 
+def _check(summaries: Tensor | CachedMemory, candidates: Candidates, kv_index: Tensor) -> int:
+    """Refuse candidates that do not fit; of how many users histories of recent events have to be."""
+    if isinstance(summaries, Tensor):
+        candidates.check(kv_index, summaries.shape[0])
+        return summaries.shape[0]
+    candidates.check(kv_index, summaries.num_slots if summaries.policy == "raise" else None)
+    return kv_index.shape[0]
+
+
 def _newest(recent: Histories | None, most: int, users: int) -> Histories | None:
     """What stage 2 reads of `recent`, cut before it is embedded: the cost must not depend on what lies further back."""
     if recent is None or not most:
@@ -164,7 +184,7 @@ def _newest(recent: Histories | None, most: int, users: int) -> Histories | None
         return recent  # the cut reads offsets on the host; stage 2 cuts by itself
     recent.check()
     if len(recent) != users:
-        raise ValueError(f"recent must be histories of the {users} users of summaries, found {len(recent)}")
+        raise ValueError(f"recent must be histories of {users} users, found {len(recent)}")
     return recent if recent.max_seq_len <= most else recent.suffix(most)
 
 

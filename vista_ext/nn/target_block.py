@@ -32,6 +32,10 @@ class TargetBlock(nn.Module):
         self.mlp = silu_mlp(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 
+    def queries(self, rows: Tensor) -> Tensor:
+        """`[total, heads, head_dim]`."""
+        return self._split(self.query(self.norm(rows)))
+
     def keys_values(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """`[total, heads, head_dim]` each."""
         y = self.norm(rows)
@@ -57,7 +61,7 @@ class TargetBlock(nn.Module):
         """
         self_k, self_v = self.keys_values(rows) if sees_itself else (None, None)
         attended = ops.jagged_cross_attn(
-            self._split(self.query(self.norm(rows))),
+            self.queries(rows),
             *memory,
             q_offsets,
             kv_offsets,
@@ -67,6 +71,10 @@ class TargetBlock(nn.Module):
             self_k=self_k,
             self_v=self_v,
         )
+        return self.finish(rows, attended)
+
+    def finish(self, rows: Tensor, attended: Tensor) -> Tensor:
+        """The rows `[total, dim]` after this layer, given what they attended to, `[total, heads, head_dim]`."""
         rows = rows + self.dropout(self.out(attended.flatten(1)))
         return rows + self.dropout(self.mlp(self.mlp_norm(rows)))
 

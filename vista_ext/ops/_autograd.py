@@ -44,14 +44,20 @@ def register_fake(name: str) -> Callable[[Kernel], Kernel]:
 
 
 def forbid_double_backward(name: str) -> None:
-    """Make differentiating a backward op an error: without this it would silently contribute nothing.
+    """`forbid_backward` of a backward op, e.g. "vista::qla_backward"."""
+    forbid_backward(name, "double backward through vista ops is not implemented")
+
+
+def forbid_backward(name: str, reason: str) -> None:
+    """Make differentiating an op an error: without this it would silently contribute nothing.
 
     Args:
-        name: qualified name of the backward op, e.g. "vista::qla_backward".
+        name: qualified name of the op.
+        reason: for the message.
     """
 
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(f"{name} is not differentiable: double backward through vista ops is not implemented")
+        raise RuntimeError(f"{name} is not differentiable: {reason}")
 
     torch.library.register_autograd(name, backward)
 

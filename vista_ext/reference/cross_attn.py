@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+
+from vista_ext.reference.cache_rows import dequantize_rows
 
 
 def _own_sequences(q_offsets: Tensor, kv_index: Tensor | None) -> list[tuple[int, int, int]]:
@@ -66,3 +70,41 @@ def cross_attn_by_mask(
     out = out.transpose(0, 1)
     within = torch.arange(q.shape[1]) < q_offsets[-1]
     return torch.where((within & sees.any(1))[:, None, None], out, 0)
+
+
+def cached_cross_attn(
+    q: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    slots: Tensor,
+    q_offsets: Tensor,
+    tokens: int,
+    kv_heads: int,
+    *,
+    scheme: str,
+    group: int,
+    value_dim: int | None = None,
+    self_k: Tensor | None = None,
+    self_v: Tensor | None = None,
+    attn_scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`cross_attn_by_rows` on the rows' values in the dtype of q; a slot out of range is an empty sequence."""
+    slots = slots.cpu()
+    known = [int(slot) for slot in slots if 0 <= slot < len(k_rows)]
+    lengths = [tokens if 0 <= slot < len(k_rows) else 0 for slot in slots]
+
+    def values(rows: Tensor, dim: int) -> Tensor:
+        table = dequantize_rows(rows[known].cpu().numpy(), tokens, kv_heads * dim, scheme, group)
+        return torch.from_numpy(table).to(q).view(-1, kv_heads, dim)
+
+    d = q.shape[2]
+    return cross_attn_by_rows(
+        q,
+        values(k_rows, d),
+        values(v_rows, d if value_dim is None else value_dim),
+        q_offsets,
+        torch.tensor([0, *accumulate(lengths)]),
+        self_k=self_k,
+        self_v=self_v,
+        attn_scale=attn_scale,
+    )

@@ -9,6 +9,10 @@
 
 namespace vista::cuda {
 
+// fp32 corrects delta on the way (backward_queries.cu), so that own items' gradients have to wait for it.
+template <class T>
+constexpr bool kCorrectDelta = sizeof(T) == 4;
+
 template <class Math, int D>
 struct BackwardShape {
   using T = typename Math::T;
@@ -17,11 +21,11 @@ struct BackwardShape {
   static constexpr int kColumns = D * kSize <= 256 ? 32 : (D * kSize <= 512 ? 16 : 8);  // streamed
   static constexpr int kSlice = D <= 128 ? D : 128;  // columns of dK and dV for which the registers of a warp do
   static constexpr int kThreads = kRows * 2;
-  static constexpr int kStages = 2;
+  static constexpr int kPlaces = 2;
   static constexpr int kBlocks = D * kSize <= 128 ? 3 : (D * kSize <= 256 ? 2 : 1);
   static constexpr int kPitch = padded<T>(D), kWeightPitch = padded<T>(kColumns);
   static constexpr int kTile = kColumns * kPitch;
-  static constexpr int kSharedBytes = (2 * kRows * kPitch + kStages * 2 * kTile + kRows * kWeightPitch) * kSize;
+  static constexpr int kSharedBytes = (2 * kRows * kPitch + kPlaces * 2 * kTile + kRows * kWeightPitch) * kSize;
 };
 
 // scores and mean gradients of a tile become P and dS. `lse` and `delta` by kept row (half) or streamed row (j, i);

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   const int64_t rest = blockIdx.x / p.kv_heads, item = rest / (kParts * kSlices);
   const int first_column = static_cast<int>(rest % kSlices) * kSlice;
   Tile tile;
-  if (!find_tile(plan.key_tiles, p.kv_offsets, p.sequences, p.total_kv, item,
+  if (!find_tile(plan.key_tiles, p.kv_offsets, p.sequences, p.total_kv, kTileRows, item,
                  static_cast<int>(rest / kSlices % kParts) * Shape::kRows, Shape::kRows, tile))
     return;
   const Rows<T> grad_k = results_of<T>(p.grad_k, p.kv_heads, p.d, tile.begin, kv_head);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   T* keys = reinterpret_cast<T*>(shared);
   T* values = keys + Shape::kRows * kPitch;
   T* ring = values + Shape::kRows * kPitch;  // a stage: queries, then gradients of their outputs
-  T* weights = ring + Shape::kStages * 2 * Shape::kTile + own_row * Shape::kWeightPitch;  // the warp's own
+  T* weights = ring + Shape::kPlaces * 2 * Shape::kTile + own_row * Shape::kWeightPitch;  // the warp's own
   // lse and delta of a streamed row wait in the padding of its Q and dO.
   const auto padding_of = [&](T* row) { return reinterpret_cast<float*>(row + D); };
   const auto copy_queries = [&](const Readers<kQueries>& from, int stage) {

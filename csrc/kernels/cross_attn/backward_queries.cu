@@ -3,7 +3,9 @@
 // against which gradients that should cancel (a softmax over one key has none) are not small, so that a first pass
 // corrects it by what is left of sum(dS). In 16 bits the rounding of the inputs hides that.
 #include "backward.cuh"
+#include "keys.cuh"
 #include "parts.cuh"
+#include "ring.cuh"
 
 namespace vista::cuda {
 namespace {
@@ -19,7 +21,7 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   const int head = static_cast<int>(blockIdx.x % p.q_heads);
   const int64_t rest = blockIdx.x / p.q_heads;
   Tile tile;
-  if (!find_tile(plan.query_tiles, p.q_offsets, p.groups, p.total_q, rest / kSlices,
+  if (!find_tile(plan.query_tiles, p.q_offsets, p.groups, p.total_q, kTileRows, rest / kSlices,
                  static_cast<int>(rest % kSlices) * Shape::kRows, Shape::kRows, tile))
     return;
   const Rows<T> grad_q = results_of<T>(p.grad_q, p.q_heads, p.d, tile.begin, head);
@@ -29,30 +31,21 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   const int own_row = threadIdx.x / 32 * 16;
   T* queries = reinterpret_cast<T*>(shared);
   T* grads = queries + Shape::kRows * kPitch;
-  T* ring = grads + Shape::kRows * kPitch;                                                // a stage: keys, then values
-  T* weights = ring + Shape::kStages * 2 * Shape::kTile + own_row * Shape::kWeightPitch;  // the warp's own
+  T* ring_tiles = grads + Shape::kRows * kPitch;  // a place: keys, then values
+  T* weights = ring_tiles + Shape::kPlaces * 2 * Shape::kTile + own_row * Shape::kWeightPitch;  // the warp's own
   T* own_queries = queries + own_row * kPitch;
 
-  const int64_t sequence = sequence_of(p, tile.part), kv_head = head / (p.q_heads / p.kv_heads);
-  const int64_t kv_begin = index_at(p.kv_offsets, sequence);
-  const int64_t keys = index_at(p.kv_offsets, sequence + 1) - kv_begin;
-  const auto keys_in = [&](int64_t row) { return static_cast<int>(keys - row < kKeys ? keys - row : kKeys); };
-  constexpr bool kCorrectDelta = sizeof(T) == 4;
-  const int64_t tiles = ceil_div(keys, kKeys), steps = tiles * (kCorrectDelta ? 2 : 1);
-  const auto copy_step = [&](int64_t step) {
-    if (step < steps) {
-      T* stage = ring + step % 2 * 2 * Shape::kTile;
-      const int64_t row = step % tiles * kKeys;
-      copy_tile<T, kKeys, D, kThreads>(stage, rows_of<T>(p.k, p.kv_heads, p.d, kv_begin + row, kv_head), keys_in(row));
-      copy_tile<T, kKeys, D, kThreads>(stage + Shape::kTile, rows_of<T>(p.v, p.kv_heads, p.e, kv_begin + row, kv_head),
-                                       keys_in(row));
-    }
-    commit_copies();
+  const int kv_head = head / static_cast<int>(p.q_heads / p.kv_heads);
+  const PackedKeys<T> source(p, tile.part, kv_head);
+  const int tiles = static_cast<int>(ceil_div(source.count, kKeys)), steps = tiles * (kCorrectDelta<T> ? 2 : 1);
+  const auto copy_keys = [&](int step, int place) {
+    T* to = ring_tiles + place * 2 * Shape::kTile;
+    if (step < steps) source.template copy<kKeys, D, kThreads>(to, to + Shape::kTile, step % tiles);
   };
 
   copy_tile<T, Shape::kRows, D, kThreads>(queries, rows_of<T>(p.q, p.q_heads, p.d, tile.begin, head), tile.rows);
   copy_tile<T, Shape::kRows, D, kThreads>(grads, rows_of<T>(p.grad_out, p.q_heads, p.e, tile.begin, head), tile.rows);
-  copy_step(0);
+  Ring<Shape::kPlaces, decltype(copy_keys)> ring(copy_keys);  // with the first tile come the queries
   float lse[2], delta[2], own_grad[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -65,32 +58,34 @@ __global__ void __launch_bounds__(BackwardShape<Math, D>::kThreads, BackwardShap
   const bool active = own_row < tile.rows;
   Accumulator<D> acc;
   clear<D>(acc);
-  float left[2] = {0.f, 0.f};  // of sum(dS), this thread's columns
-  for (int64_t step = 0; step < steps; ++step) {
-    const T* key_tile = ring + step % 2 * 2 * Shape::kTile;
-    wait_copies<0>();
-    __syncthreads();  // the tile is there for all, and nobody reads the other stage any more
-    copy_step(step + 1);
+  float sum[2] = {0.f, 0.f};  // of dS, this thread's columns
+  for (int step = 0; step < steps; ++step) {
+    const T* key_tile = ring_tiles + ring.arrive(step) * 2 * Shape::kTile;
     if (!active) continue;
     Accumulator<kKeys> scores, mean;
     dot_rows<Math, D, kKeys, kPitch>(scores, own_queries, key_tile);
     dot_rows<Math, D, kKeys, kPitch>(mean, grads + own_row * kPitch, key_tile + Shape::kTile);
-    probabilities<T, kKeys>(scores, mean, p.scale, keys_in(step % tiles * kKeys),
+    const int64_t left = source.count - static_cast<int64_t>(step % tiles) * kKeys;
+    probabilities<T, kKeys>(scores, mean, p.scale, static_cast<int>(left < kKeys ? left : kKeys),
                             [&](int half, int) { return float2{lse[half], delta[half]}; });
-    if (kCorrectDelta && step < tiles) {
+    if (kCorrectDelta<T> && step < tiles) {
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) left[i / 2] += mean[j][i];
+        for (int i = 0; i < 4; ++i) sum[i / 2] += mean[j][i];
       if (step < tiles - 1) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        for (int other = 1; other < 4; other *= 2) left[half] += __shfl_xor_sync(0xffffffffu, left[half], other);
+        for (int other = 1; other < 4; other *= 2) sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], other);
         const int row = own_row + lane_id() / 4 + 8 * half;
         const int64_t at = (tile.begin + row) * p.q_heads + head;
         if (row >= tile.rows) continue;
-        delta[half] += left[half] + own_grad[half] - (p.grad_lse != nullptr ? p.grad_lse[at] : 0.f);
-        if (lane_id() % 4 == 0) plan.delta[at] = delta[half];
+        const float change = sum[half] + own_grad[half] - (p.grad_lse != nullptr ? p.grad_lse[at] : 0.f);
+        delta[half] += change;
+        if (p.self_k != nullptr) own_grad[half] -= plan.own_weight[at] * change;
+        if (lane_id() % 4 != 0) continue;
+        plan.delta[at] = delta[half];
+        if (p.self_k != nullptr) plan.own_grad[at] = own_grad[half];
       }
       continue;
     }

@@ -1,4 +1,4 @@
-// Work items: query groups and key sequences are cut, by their own length only, into tiles of kTileRows rows; a block
+// Work items: query groups and key sequences are cut, by their own length only, into tiles of so many rows; a block
 // works on one tile, or a part of it, of one head. The rows behind the last group (sequence) form a pseudo-group whose
 // tiles are only written with zeros.
 #pragma once
@@ -8,10 +8,12 @@
 
 namespace vista::cuda {
 
-constexpr int kTileRows = 64;
+constexpr int kTileRows = 64;  // but for the runs of queries of the forward
 
-// Bounds that the host knows. The device's plan has exact numbers.
-inline int64_t most_tiles(int64_t total, int64_t parts) { return total / kTileRows + parts + 1; }
+// A bound that the host knows. The device's plan has exact numbers.
+inline int64_t most_tiles(int64_t total, int64_t parts, int tile_rows = kTileRows) {
+  return total / tile_rows + parts + 1;
+}
 
 // Where the parts of the workspace are.
 struct Plan {
@@ -57,14 +59,15 @@ struct Tile {
   bool padding;
 };
 
-// Row `first` of tile `item` on, at most `most` rows of it. False for an item beyond the plan, or nothing left of it.
+// Row `first` of tile `item` on, at most `most` rows of it, where tiles have `tile_rows`. False for an item beyond the
+// plan, or nothing left of it.
 __device__ inline bool find_tile(const int32_t* starts, const Indices& offsets, int64_t parts, int64_t total,
-                                 int64_t item, int first, int most, Tile& tile) {
+                                 int tile_rows, int64_t item, int first, int most, Tile& tile) {
   if (item >= starts[parts + 1]) return false;
   tile.part = last_before(parts + 1, [&](int64_t i) { return starts[i] <= item; });
   tile.padding = tile.part == parts;
   const int64_t end = tile.padding ? total : index_at(offsets, tile.part + 1);
-  tile.begin = index_at(offsets, tile.part) + (item - starts[tile.part]) * kTileRows + first;
+  tile.begin = index_at(offsets, tile.part) + (item - starts[tile.part]) * tile_rows + first;
   const int64_t left = end - tile.begin;
   tile.rows = static_cast<int>(left < most ? left : most);
   return left > 0;

@@ -39,6 +39,16 @@ __device__ inline void copy_tile(T* shared, const Rows<const T>& from, int rows)
 template <class T, int N>
 constexpr int kWarpColumns = N * sizeof(T) <= 512 ? N : 512 / static_cast<int>(sizeof(T));
 
+// 16 rows of a warp's own. Asynchronous.
+template <class T, int N, int kPitch>
+__device__ inline void copy_own_rows(T* shared, const Rows<const T>& from, int rows) {
+  constexpr int kColumns = kWarpColumns<T, N>;
+#pragma unroll
+  for (int column = 0; column < N; column += kColumns)
+    copy_rows<T, 16, kColumns, kPitch, 32>(shared + column, from.data + column, from.stride, rows,
+                                           from.columns - column, lane_id());
+}
+
 // By the whole block.
 template <class T>
 __device__ inline void zero_rows(const Rows<T>& to, int rows) {
@@ -91,11 +101,7 @@ template <class T, int N, int kPitch>
 __device__ inline void add_own_rows(Accumulator<N>& acc, const float (&factor)[2], T* shared, const Rows<const T>& own,
                                     int rows) {
   __syncwarp();
-  constexpr int kColumns = kWarpColumns<T, N>;
-#pragma unroll
-  for (int column = 0; column < N; column += kColumns)
-    copy_rows<T, 16, kColumns, kPitch, 32>(shared + column, own.data + column, own.stride, rows, own.columns - column,
-                                           lane_id());
+  copy_own_rows<T, N, kPitch>(shared, own, rows);
   commit_copies();
   wait_copies<0>();
   __syncwarp();

@@ -16,10 +16,23 @@
 
 #include <cstddef>
 
+#include "vista/cuda/cache_rows.h"
 #include "vista/cuda/launch.h"
 #include "vista/types.h"
 
 namespace vista::cuda {
+
+// Keys and values that are quantized rows of caches: of group g those at slots[g]. A slot outside [0, num_slots) is
+// never read. BadSlots::kCount: the group sees no keys, and num_bad counts it.
+struct CachedRows {
+  RowLayout k_layout, v_layout;  // of one scheme, as many tokens, and kv_heads * d and kv_heads * e values a token
+  const uint8_t* k_rows;         // [num_slots, row_bytes], 16-byte aligned
+  const uint8_t* v_rows;         // the same; k_rows where the values are the keys
+  int64_t num_slots;
+  Indices slots;     // [groups]
+  int64_t* num_bad;  // scalar, written by the plan
+  BadSlots bad_slots;
+};
 
 // Null where a call does not use a field.
 struct CrossAttnParams {
@@ -30,6 +43,7 @@ struct CrossAttnParams {
   Indices q_offsets;      // [groups + 1]
   Indices kv_offsets;     // [sequences + 1]
   Indices kv_index;       // [groups] or null: group g reads sequence g
+  CachedRows cache;       // instead of kv_offsets, kv_index, k and v
   const void* q;          // [total_q, q_heads, d]
   const void* k;          // [total_kv, kv_heads, d]
   const void* v;          // [total_kv, kv_heads, e]
@@ -50,10 +64,11 @@ struct CrossAttnParams {
 // Reads total_q, groups, sequences and q_heads.
 size_t cross_attn_workspace_bytes(const CrossAttnParams& params, bool backward);
 
-// workspace <- plan. Reads the offsets and kv_index.
+// workspace <- plan. Reads the offsets and kv_index, or the slots.
 int launch_cross_attn_plan(const CrossAttnParams& params, bool backward, Stream stream);
 // out, lse
 int launch_cross_attn(const CrossAttnParams& params, Stream stream);
+int launch_cached_cross_attn(const CrossAttnParams& params, Stream stream);
 // grad_q, grad_k, grad_v, and with own items grad_self_k, grad_self_v
 int launch_cross_attn_backward(const CrossAttnParams& params, Stream stream);
 
