@@ -11,14 +11,14 @@ import gc
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 
 from bench.cases import Case, Problem, differentiable
+from bench.costs import by_group
 from vista_ext.testing import assert_as_good_as
 
 COLD_FACTOR = 10  # the copies together are this many times the L2 cache
@@ -44,6 +44,10 @@ class Clock(Protocol):
     cache_bytes: int
 
     def time(self, calls: Sequence[Callable[[], Any]], capturable: bool, seconds: float) -> Timing: ...
+
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]: ...
+
+    def kernels(self, call: Callable[[], Any]) -> list[tuple[str, int, float]]: ...
 
 
 class CudaClock:
@@ -79,6 +83,24 @@ class CudaClock:
         tenth = len(per_call) // 10
         return Timing(statistics.median(per_call), per_call[tenth], per_call[-1 - tenth])
 
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """A call's result, and the most bytes of memory there were at a time, its inputs among them."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        torch.cuda.synchronize()
+        return result, torch.cuda.max_memory_allocated()
+
+    def kernels(self, call: Callable[[], Any]) -> list[tuple[str, int, float]]:
+        """Name, launches and milliseconds of each kernel of a call, the longest first."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            call()
+            torch.cuda.synchronize()
+        found = [(e.key, e.count, e.self_device_time_total / 1e3) for e in profiled.key_averages()]
+        return sorted((entry for entry in found if entry[2] > 0), key=lambda entry: -entry[2])
+
     def _rounds(self, run: Callable[[], Any], count: int) -> list[float]:
         """Milliseconds of each round. All are enqueued before the first is awaited, so that none waits for the host."""
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 2)]
@@ -111,9 +133,11 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
     first = problems[0]
     exact, reference = first.exact(), first.reference()
 
-    def verified(functions: Sequence[Callable[..., Any]]) -> Timing:
-        assert_as_good_as(first.values(_call(case, first, functions[0])()), exact, reference)
-        return _time(functions, True)
+    def verified(functions: Sequence[Callable[..., Any]]) -> tuple[Timing, int | None]:
+        result, peak = clock.peak(_call(case, first, functions[0]))
+        assert_as_good_as(first.values(result), exact, reference)
+        del result
+        return _time(functions, case.capturable), peak
 
     def _time(functions: Sequence[Callable[..., Any]], capturable: bool) -> Timing:
         calls = [_call(case, problem, function) for problem, function in zip(problems, functions, strict=True)]
@@ -136,7 +160,7 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         "notes": {},
     }
     try:
-        timing = verified([problem.ours for problem in problems])
+        timing, row["ours_peak_bytes"] = verified([problem.ours for problem in problems])
     except AssertionError as error:
         raise AssertionError(f"ours is wrong, nothing was timed: {error}") from error
     floor_ms = 1e3 * case.bytes / bandwidth
@@ -150,12 +174,16 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         ratio_to_floor=timing.ms / floor_ms,
     )
 
-    def compiled() -> Timing:
+    if case.parts:
+        kernels = clock.kernels(_call(case, first, first.ours))
+        row["kernels"] = [asdict(line) for line in by_group(case.parts, kernels, bandwidth)]
+
+    def compiled() -> tuple[Timing, int | None]:
         # The copies differ in nothing that is compiled; if the compiler sees it otherwise, it may compile each.
         with torch._dynamo.config.patch(recompile_limit=2 * copies + 8):
             return verified([torch.compile(p.composition, dynamic=False, fullgraph=True) for p in problems])
 
-    runs: dict[str, Callable[[], Timing]] = {
+    runs: dict[str, Callable[[], tuple[Timing, int | None]]] = {
         "eager": lambda: verified([problem.composition for problem in problems]),
         "compile": compiled,
     }
@@ -169,15 +197,16 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
             continue
         row["notes"][name] = peer.note
         run_all = [peers[name].run for peers in foreign]  # type: ignore[union-attr]
-        runs[name] = partial(_time, run_all, peer.capturable)
+        runs[name] = lambda run_all=run_all, peer=peer: (_time(run_all, peer.capturable), None)
     for name, run in runs.items():
         _free()
         try:
-            peer_ms = run().ms
+            peer_timing, peak = run()
         except Exception as error:  # a peer that fails is a finding about the peer: the row says which
             row["missing"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         else:
-            row[f"{name}_ms"], row[f"ratio_to_{name}"] = peer_ms, peer_ms / timing.ms
+            row[f"{name}_ms"], row[f"ratio_to_{name}"] = peer_timing.ms, peer_timing.ms / timing.ms
+            row[f"{name}_peak_bytes"] = peak
     _free()
     return row
 

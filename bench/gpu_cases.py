@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from bench.cases import Case, gather_case, qla_case, quantize_case, scatter_case, state_case
+from bench.model_cases import PRODUCTION, SMOKE, layer_case, scoring_case, summarize_case, training_case
 
 TARGETS = 16
 MILLION = 1_000_000
@@ -56,12 +57,24 @@ def _cases() -> list[Case]:
     ]
     cases += [scatter_case(users, 2 * max(users, 4096)) for users in (512, 4096, 65536)]
     cases += [
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, False),
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, True),
+        scoring_case("512 users x 500", 512, 500, PRODUCTION, bf16),
+        scoring_case("1 user x 500", 1, 500, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16", 512, 2000, 16, PRODUCTION, bf16),
+        *[summarize_case(f"1 x 1000000 by {chunk}", 1, MILLION, PRODUCTION, bf16, chunk) for chunk in (MILLION, 8192)],
+    ]
+    cases += [
         qla_case("2 x 200-300", [300, 200], TARGETS, fp32, True, quick=True),
         qla_case("3 x 200", [200] * 3, TARGETS, bf16, False, quick=True),
         state_case("3 x 200", 3, 200, bf16, quick=True),
         gather_case("int4", 16, 64, bf16, quick=True),
         quantize_case(16, bf16, quick=True),
         scatter_case(16, 64, quick=True),
+        training_case("3 x 200 x 4", 3, 200, 4, PRODUCTION, bf16, quick=True, **SMOKE),
+        layer_case("3 x 200", 3, 200, PRODUCTION, bf16, True, quick=True),
+        summarize_case("1 x 2000 by 512", 1, 2000, PRODUCTION, bf16, 512, quick=True),
+        scoring_case("3 users x 20", 3, 20, PRODUCTION, bf16, quick=True),
     ]
     return cases
 
