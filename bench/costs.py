@@ -170,6 +170,45 @@ def _layer_backward(rows: int, out: int, states: int, config: VistaConfig, item:
     ]
 
 
+def layer_in_torch(users: int, events: int, config: VistaConfig, item: int, *, backward: bool = False) -> list[Part]:
+    """The same layer as `bench.torch_model` has it, with as little between the products as a compiler can leave: every
+    chain of elementwise operations is one kernel, and copies are made for batched products only."""
+    rows, dim, hidden, d = users * events, config.dim, config.hidden, config.head_dim
+    inner = config.heads * d
+    batched = Part("", "torch's products", 2 * rows * inner * item, 2 * rows * inner * d, "cuBLAS")
+    forward = [
+        _passes("norm", rows, dim, item, 2),
+        _product("Q, K and V", rows, dim, inner, item, count=3),
+        _passes("SiLU of Q and K, V heads first", rows, inner, item, 6, 3),
+        replace(batched, name="state"),
+        replace(batched, name="apply"),
+        _passes("norm over heads", rows, inner, item, 2),
+        _product("output projection", rows, inner, dim, item),
+        _passes("+ x, norm", rows, dim, item, 4),
+        _product("SGLU: up and gate", rows, dim, hidden, item, count=2),
+        _passes("SGLU: their product", rows, hidden, item, 3),
+        _product("SGLU: down", rows, hidden, dim, item),
+        _passes("+ x", rows, dim, item, 3),
+    ]
+    if not backward:
+        return forward
+    return [
+        *forward,
+        _product("SGLU backward: gradients of rows", rows, hidden, dim, item, count=3),
+        _weight_gradients("SGLU backward: gradients of weights", rows, dim, hidden, item, 3),
+        _passes("SGLU backward: of the product", rows, hidden, item, 5),
+        _passes("norm backward, sums", rows, dim, item, 5),
+        _product("output projection backward", rows, dim, inner, item),
+        _weight_gradients("gradient of its weight", rows, inner, dim, item, 1),
+        _passes("norm over heads, backward", rows, inner, item, 3),
+        replace(batched.times(4), name="state and apply backward"),
+        _passes("SiLU backward, V rows first", rows, inner, item, 8, 3),
+        _product("gradient of x through Q, K, V", rows, inner, dim, item, count=3),
+        _weight_gradients("gradients of the Q, K, V weights", rows, inner, dim, item, 3),
+        _passes("norm backward, sums", rows, dim, item, 6),
+    ]
+
+
 def _transformer(rows: int, config: VistaConfig, item: int, own: bool) -> list[Part]:
     """The products of a softmax layer around its attention."""
     dim, inner, hidden = config.dim, config.heads * config.head_dim, config.hidden
@@ -340,6 +379,9 @@ def main() -> None:
     tables = {
         "A stage-1 layer, 512 users x 2,000 events, forward": layer(512, 2000, config, 2),
         "The same with its backward": layer(512, 2000, config, 2, backward=True),
+        "The layer and its backward in torch's operators, compiled": layer_in_torch(
+            512, 2000, config, 2, backward=True
+        ),
         "A scoring request, 512 users x 500 candidates": scoring_request(512, 500, config, 2),
         "A scoring request, 1 user x 500 candidates": scoring_request(1, 500, config, 2),
         "Summarizing 1,000,000 events of a user": summarize(1, 1_000_000, config, 2),

@@ -29,6 +29,7 @@ def _jagged(batch: int, mean: int, longest: int) -> list[int]:
 def _cases() -> list[Case]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     unrolled = {"peers": ("eager",), "why_missing": "would unroll 512 sequences: minutes of compilation"}
+    again = {"peers": ("compile",), "why_missing": "is in the row above"}
     uniform = {"512 x 2000": 512 * [2000], "1 x 1000000": [MILLION], "512 x 16000": 512 * [16000]}
     cases = [
         qla_case(shape, lengths, TARGETS, bf16, backward)
@@ -62,6 +63,7 @@ def _cases() -> list[Case]:
         scoring_case("512 users x 500", 512, 500, PRODUCTION, bf16),
         scoring_case("1 user x 500", 1, 500, PRODUCTION, bf16),
         training_case("512 x 2000 x 16", 512, 2000, 16, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16 compiled", 512, 2000, 16, PRODUCTION, bf16, compiled=True, **again),
         *[summarize_case(f"1 x 1000000 by {chunk}", 1, MILLION, PRODUCTION, bf16, chunk) for chunk in (MILLION, 8192)],
     ]
     cases += [

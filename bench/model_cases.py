@@ -75,9 +75,21 @@ def make_models(config: VistaConfig, device: str) -> tuple[Vista, TorchVista]:
 
 
 def training_case(
-    shape: str, users: int, events: int, candidates: int, config: VistaConfig, dtype: torch.dtype, **options: Any
+    shape: str,
+    users: int,
+    events: int,
+    candidates: int,
+    config: VistaConfig,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+    **options: Any,
 ) -> Case:
-    """The loss and the gradients of all parameters, layers in `dtype`; the optimizer's step is the same for all."""
+    """The loss and the gradients of all parameters, layers in `dtype`; the optimizer's step is the same for all.
+
+    Args:
+        compiled: compile what of ours is not ops of ours.
+    """
 
     def make(device: str) -> Problem:
         ours, theirs = make_models(config, device)
@@ -95,10 +107,10 @@ def training_case(
             return sums or []
 
         inputs = tuple(ours.parameters())
-        in_torch = _of_parameters(_Loss(theirs, whole, dtype))
+        loss, in_torch = (_of_parameters(_Loss(model, whole, dtype)) for model in (ours, theirs))
         return Problem(
             inputs=inputs,
-            ours=_of_parameters(_Loss(ours, whole, dtype)),
+            ours=torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss,
             composition=in_torch,
             exact=exact,
             reference=lambda: [x.detach() for x in differentiable(in_torch, inputs, True)],
