@@ -1,25 +1,35 @@
 """What the kernels of a layer, a scoring request and a training step move and compute, and what that takes on an H100.
 
 Counted for the plan of a GPU in half precision: projections inside QLA, SGLU in one kernel, linear and SiLU in one.
-`python -m bench.costs` prints the tables of docs/kernels_layer.md.
+`python -m bench.cost_tables` prints the tables of docs/kernels_layer.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vista_ext.models import PRESETS, VistaConfig
+from vista_ext.models import VistaConfig
 
 COPY = 3.0e12  # bytes per second that a plain copy reaches
 PEAK = 798e12  # FLOP/s of dense bf16 products by wgmma
-# Assumed, for the predictions: what a kernel that streams reaches of the copy; products by kind of kernel.
+# Assumed, for the predictions: what a kernel that streams reaches of the copy, and what products reach.
 STREAMED = 0.92
-REACHED = {"wgmma": 0.80 * PEAK, "mma.sync": 400e12, "cuBLAS": 0.80 * PEAK, "-": PEAK}
+REACHED = {
+    "projected_qla_state": 0.85 * PEAK,  # wgmma, bound by it
+    "projected_qla_apply": 0.85 * PEAK,
+    "projected_qla_apply_backward": 375e12,  # mma.sync from shared memory: the middle of 300 to 450
+    "projected_qla_state_backward": 375e12,
+    "cross attention": 375e12,
+    "sglu": 0.80 * PEAK,
+    "sglu_backward": 0.80 * PEAK,
+    "linear_silu": 0.48 * PEAK,  # products and epilogue in turn
+    "torch's products": 0.80 * PEAK,
+    "torch's attention": 0.40 * PEAK,
+}
 LAUNCH = 4e-6  # seconds: a kernel's start and end
-MOST_LINES = 30  # of a printed table; with more parts than that, one line for each group
 
 # Which kernels belong together, by the names that a profiler shows; the first that matches.
 GROUPS = {
@@ -52,7 +62,6 @@ class Part:
     group: str
     bytes: int
     flops: int = 0
-    unit: str = "-"
     launches: int = 1
 
     def floor_at(self, copy: float) -> float:
@@ -61,7 +70,7 @@ class Part:
 
     @property
     def predicted(self) -> float:
-        return max(self.bytes / (STREAMED * COPY), self.flops / REACHED[self.unit]) + LAUNCH * self.launches
+        return max(self.bytes / (STREAMED * COPY), self.flops / REACHED.get(self.group, PEAK)) + LAUNCH * self.launches
 
     def times(self, count: int) -> Part:
         return replace(self, bytes=self.bytes * count, flops=self.flops * count, launches=self.launches * count)
@@ -75,19 +84,12 @@ def total(parts: Iterable[Part]) -> tuple[int, int]:
 
 def _product(name: str, rows: int, wide: int, out: int, item: int, *, count: int = 1) -> Part:
     moved = (rows * (wide + out) + wide * out) * item
-    return Part(name, "torch's products", moved, 2 * rows * wide * out, "cuBLAS").times(count)
+    return Part(name, "torch's products", moved, 2 * rows * wide * out).times(count)
 
 
 def _passes(name: str, rows: int, dim: int, item: int, reads_and_writes: int, launches: int = 1) -> Part:
     moved = rows * dim * item * reads_and_writes
     return Part(name, "torch: norms, sums, copies, gathers", moved, launches=launches)
-
-
-def _weight_gradients(name: str, rows: int, wide: int, out: int, item: int, count: int) -> Part:
-    """Products of transposed rows with rows."""
-    return Part(
-        name, "torch's products", (rows * (wide + out) + wide * out) * item, 2 * rows * wide * out, "cuBLAS"
-    ).times(count)
 
 
 def layer(
@@ -110,14 +112,12 @@ def layer(
             "projected_qla_state",
             rows * dim * item + 2 * weights + states,
             rows * (4 * dim * inner + 2 * inner * d),
-            "mma.sync",
         ),
         Part(
             "apply: Q on the way",
             "projected_qla_apply",
             out * (dim + inner) * item + weights + states,
             out * (2 * dim * inner + 2 * inner * d),
-            "mma.sync",
         ),
         _passes("norm over heads", out, inner, item, 2),
         _product("output projection", out, inner, dim, item),
@@ -127,7 +127,6 @@ def layer(
             "sglu",
             (2 * out * dim + 3 * dim * hidden) * item,
             6 * out * dim * hidden,
-            "wgmma",
         ),
     ]
     return parts + _layer_backward(rows, out, states, config, item) if backward else parts
@@ -142,30 +141,27 @@ def _layer_backward(rows: int, out: int, states: int, config: VistaConfig, item:
             "sglu_backward",
             (out * (3 * dim + 3 * hidden) + 3 * dim * hidden) * item,
             10 * out * dim * hidden,
-            "wgmma",
         ),
-        _weight_gradients("gradients of SGLU's weights", out, dim, hidden, item, 3),
+        _product("gradients of SGLU's weights", out, dim, hidden, item, count=3),
         _product("output projection backward", out, dim, inner, item),
-        _weight_gradients("gradient of its weight", out, inner, dim, item, 1),
+        _product("gradient of its weight", out, inner, dim, item),
         _passes("norm over heads, backward", out, inner, item, 3),
         Part(
             "apply backward",
             "projected_qla_apply_backward",
             out * (dim + 2 * inner) * item + 2 * states,
             out * (2 * dim * inner + 4 * inner * d),
-            "mma.sync",
         ),
         Part(
             "state backward",
             "projected_qla_state_backward",
             rows * (dim + 2 * inner) * item + states,
             rows * (4 * dim * inner + 4 * inner * d),
-            "mma.sync",
         ),
         _product("gradient of x through K, V", rows, inner, dim, item, count=2),
         _product("gradient of x through Q", out, inner, dim, item),
-        _weight_gradients("gradients of the K, V weights", rows, inner, dim, item, 2),
-        _weight_gradients("gradient of the Q weight", out, inner, dim, item, 1),
+        _product("gradients of the K, V weights", rows, inner, dim, item, count=2),
+        _product("gradient of the Q weight", out, inner, dim, item),
         _passes("norm's part of the gradient, sums", rows, dim, item, 9, 4),
     ]
 
@@ -175,7 +171,7 @@ def layer_in_torch(users: int, events: int, config: VistaConfig, item: int, *, b
     chain of elementwise operations is one kernel, and copies are made for batched products only."""
     rows, dim, hidden, d = users * events, config.dim, config.hidden, config.head_dim
     inner = config.heads * d
-    batched = Part("", "torch's products", 2 * rows * inner * item, 2 * rows * inner * d, "cuBLAS")
+    batched = Part("", "torch's products", 2 * rows * inner * item, 2 * rows * inner * d)
     forward = [
         _passes("norm", rows, dim, item, 2),
         _product("Q, K and V", rows, dim, inner, item, count=3),
@@ -195,16 +191,17 @@ def layer_in_torch(users: int, events: int, config: VistaConfig, item: int, *, b
     return [
         *forward,
         _product("SGLU backward: gradients of rows", rows, hidden, dim, item, count=3),
-        _weight_gradients("SGLU backward: gradients of weights", rows, dim, hidden, item, 3),
+        _product("SGLU backward: gradients of weights", rows, dim, hidden, item, count=3),
         _passes("SGLU backward: of the product", rows, hidden, item, 5),
-        _passes("norm backward, sums", rows, dim, item, 5),
+        _passes("SGLU backward: of the norm, sums", rows, dim, item, 5),
         _product("output projection backward", rows, dim, inner, item),
-        _weight_gradients("gradient of its weight", rows, inner, dim, item, 1),
+        _product("gradient of its weight", rows, inner, dim, item),
         _passes("norm over heads, backward", rows, inner, item, 3),
-        replace(batched.times(4), name="state and apply backward"),
+        replace(batched.times(2), name="apply backward"),
+        replace(batched.times(2), name="state backward"),
         _passes("SiLU backward, V rows first", rows, inner, item, 8, 3),
         _product("gradient of x through Q, K, V", rows, inner, dim, item, count=3),
-        _weight_gradients("gradients of the Q, K, V weights", rows, inner, dim, item, 3),
+        _product("gradients of the Q, K, V weights", rows, inner, dim, item, count=3),
         _passes("norm backward, sums", rows, dim, item, 6),
     ]
 
@@ -216,7 +213,7 @@ def _transformer(rows: int, config: VistaConfig, item: int, own: bool) -> list[P
         _passes("norms", rows, dim, item, 4, 2),
         _product("Q, own K and V" if own else "Q", rows, dim, inner, item, count=3 if own else 1),
         _product("output projection", rows, inner, dim, item),
-        Part("MLP, up", "linear_silu", (rows * (dim + hidden) + dim * hidden) * item, 2 * rows * dim * hidden, "wgmma"),
+        Part("MLP, up", "linear_silu", (rows * (dim + hidden) + dim * hidden) * item, 2 * rows * dim * hidden),
         _product("MLP, down", rows, hidden, dim, item),
         _passes("+ x, twice", rows, dim, item, 6, 2),
     ]
@@ -226,7 +223,7 @@ def _attention(name: str, rows: int, keys: int, width: int, config: VistaConfig,
     """`keys`: rows of keys in all; `width`: keys that a row sees."""
     inner = config.heads * config.head_dim
     moved = (rows * (4 if own else 2) + 2 * keys) * inner * item + rows * config.heads * 4
-    return Part(name, "cross attention", moved, 4 * rows * inner * (width + own), "mma.sync", 2)
+    return Part(name, "cross attention", moved, 4 * rows * inner * (width + own), 2)
 
 
 def memory(users: int, config: VistaConfig, item: int) -> list[Part]:
@@ -285,6 +282,22 @@ def summarize(users: int, events: int, config: VistaConfig, item: int) -> list[P
     ]
 
 
+def _decoder(users: int, window: int, config: VistaConfig, item: int) -> list[Part]:
+    """Reconstruction of the last `window` events; behind its attention only they matter."""
+    dim, inner, seen = config.dim, config.heads * config.head_dim, config.num_seeds + window
+    rows = users * window
+    attention = Part(
+        "attention", "torch's attention", users * seen * 4 * inner * item, 2 * users * seen * seen * inner, launches=1
+    )
+    return [
+        _passes("gathers, norm", users * seen, dim, item, 8, 4),
+        _product("Q, K, V", users * seen, dim, 3 * inner, item),
+        attention,
+        *_transformer(rows, config, item, False)[2:],
+        _product("prediction", rows, dim, dim, item),
+    ]
+
+
 def training_step(users: int, events: int, candidates: int, config: VistaConfig, item: int) -> list[Part]:
     """Forward and backward of the whole model, without the optimizer's step."""
     forward = summarize(users, events, config, item)
@@ -296,8 +309,7 @@ def training_step(users: int, events: int, candidates: int, config: VistaConfig,
     seeds = users * config.num_seeds
     of_seeds = [p.times(last + 1) for p in _layer_backward(seeds, seeds, states, config, item)]
     stage2 = scoring_request(users, candidates, config, item)
-    window = users * (config.num_seeds + min(config.reconstruction_window, events))
-    decoder = [*_transformer(window, config, item, True), _product("prediction", window, config.dim, config.dim, item)]
+    decoder = _decoder(users, min(config.reconstruction_window, events), config, item)
     twice = [replace(part.times(2), name=f"{part.name}, backward") for part in [*stage2, *decoder]]
     table = Part(
         "gradients of embedded events", "torch: norms, sums, copies, gathers", 8 * users * events * config.dim * item
@@ -313,83 +325,12 @@ def training_step(users: int, events: int, candidates: int, config: VistaConfig,
     ]
 
 
-@dataclass
-class Line:
-    """A line of a table: a part, or all parts of a group, and what a profiler saw of it. Times in seconds."""
-
-    name: str
-    kernels: str
-    bytes: int = 0
-    flops: int = 0
-    launches: int = 0
-    floor: float = 0.0
-    predicted: float = 0.0
-    seen: int = 0
-    measured: float = 0.0
-
-    def add(self, part: Part, copy: float) -> None:
-        self.bytes += part.bytes
-        self.flops += part.flops
-        self.launches += part.launches
-        self.floor += part.floor_at(copy)
-        self.predicted += part.predicted
-
-
-def by_part(parts: Sequence[Part]) -> list[Line]:
-    lines = [Line(part.name, part.group) for part in parts]
-    for line, part in zip(lines, parts, strict=True):
-        line.add(part, COPY)
-    return lines
-
-
-def by_group(parts: Sequence[Part], kernels: Iterable[tuple[str, int, float]] = (), copy: float = COPY) -> list[Line]:
-    """The parts' groups beside what was measured of them.
-
-    Args:
-        kernels: name, launches and milliseconds of each kernel of a run.
-        copy: bytes per second of a plain copy on the card.
-    """
-    lines = {name: Line(name, name) for name in GROUPS}
-    for part in parts:
-        lines[part.group].add(part, copy)
-    for name, count, ms in kernels:
-        line = lines[group_of(name)]
-        line.seen, line.measured = line.seen + count, line.measured + ms / 1e3
-    return [line for line in lines.values() if line.launches or line.seen]
-
-
-def markdown(lines: Sequence[Line]) -> str:
-    """The predicted table of lines, with the shares of the whole."""
-    whole = Line("**all**", "")
-    for line in lines:
-        for name in ("bytes", "flops", "launches", "floor", "predicted"):
-            setattr(whole, name, getattr(whole, name) + getattr(line, name))
-    text = ["| part | launches | MB | GFLOP | floor us | predicted us | share |", "|---|---|---|---|---|---|---|"]
-    for line in [*lines, whole]:
-        of = f" x {line.kernels}" if line.kernels not in (line.name, "") else ""
-        times = f"{1e6 * line.floor:,.0f} | {1e6 * line.predicted:,.0f} | {line.predicted / whole.predicted:.0%}"
-        text.append(
-            f"| {line.name} | {line.launches}{of} | {line.bytes / 1e6:,.1f} | {line.flops / 1e9:,.1f} | {times} |"
-        )
-    return "\n".join(text)
-
-
-def main() -> None:
-    config = PRESETS["production"]
-    tables = {
-        "A stage-1 layer, 512 users x 2,000 events, forward": layer(512, 2000, config, 2),
-        "The same with its backward": layer(512, 2000, config, 2, backward=True),
-        "The layer and its backward in torch's operators, compiled": layer_in_torch(
-            512, 2000, config, 2, backward=True
-        ),
-        "A scoring request, 512 users x 500 candidates": scoring_request(512, 500, config, 2),
-        "A scoring request, 1 user x 500 candidates": scoring_request(1, 500, config, 2),
-        "Summarizing 1,000,000 events of a user": summarize(1, 1_000_000, config, 2),
-        "A training step, 512 users x 2,000 events x 16 candidates": training_step(512, 2000, 16, config, 2),
-    }
-    for title, parts in tables.items():
-        print(f"### {title}\n\n{markdown(by_part(parts) if len(parts) < MOST_LINES else by_group(parts))}\n")
-
-
-if __name__ == "__main__":
-    main()
+def training_step_in_torch(users: int, events: int, candidates: int, config: VistaConfig, item: int) -> list[Part]:
+    """The same with `layer_in_torch` for stage 1, seeds in front of the history; what is around it as above."""
+    of_stage1 = ("history", "seeds")
+    around = [p for p in training_step(users, events, candidates, config, item) if not p.name.startswith(of_stage1)]
+    layers = layer_in_torch(users, events + config.num_seeds, config, item, backward=True)
+    of_keys = {"norm", "Q, K and V", "SiLU of Q and K, V heads first", "state", "state backward"}
+    of_keys |= {"SiLU backward, V rows first", "gradient of x through Q, K, V", "gradients of the Q, K, V weights"}
+    last = [part for part in layers if part.name in of_keys | {"norm backward, sums"}]
+    return [*around, *(part.times(config.summary_layers - 1) for part in layers), *last]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from bench.cases import Case, Problem, differentiable
-from bench.costs import by_group
+from bench.cost_tables import by_group
 from vista_ext.testing import assert_as_good_as
 
 COLD_FACTOR = 10  # the copies together are this many times the L2 cache

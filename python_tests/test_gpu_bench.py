@@ -1,11 +1,12 @@
 """What can be tested of the GPU benchmarks without a GPU: the cases, their peers, and what a row says."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import costs, cuda_timing, gpu_cases, gpu_page, peers
+from bench import cost_tables, costs, cuda_timing, gpu_cases, gpu_page, peers
 from bench.cases import (
     differentiable,
     gather_case,
@@ -199,5 +200,11 @@ def test_costs_of_a_layer_are_those_of_its_operands():
     assert parts["SGLU, norm and + x in it"].flops == 6 * rows * 256 * 512
     moved, computed = costs.total(parts.values())
     assert computed == rows * (8 * 256 * 256 + 4 * 256 * 64 + 6 * 256 * 512) and moved > rows * 6 * 1024 - 1
-    whole = costs.markdown(costs.by_part(list(parts.values()))).splitlines()[-1]
+    whole = cost_tables.markdown(cost_tables.by_part(list(parts.values()))).splitlines()[-1]
     assert f"{moved / 1e6:,.1f}" in whole and "100%" in whole
+
+
+def test_the_page_of_predictions_holds_the_tables():
+    page = (Path(__file__).parents[1] / "docs" / "kernels_layer.md").read_text()
+    for title, table in cost_tables.tables().items():
+        assert f"## {title}\n\n{table}\n" in page, f"{title}: python -m bench.cost_tables prints it anew"
