@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench import peers
+from bench.costs import Part
 from vista_ext import _C, ops
 from vista_ext.reference import cross_attn_by_mask, linear_silu, qla_by_state, sglu_by_products
 from vista_ext.reference.cache_rows import quantize_rows as reference_rows
@@ -57,6 +58,8 @@ class Case:
     quick: bool = False  # part of the smoke run, which leaves the others out
     peers: tuple[str, ...] = ("eager", "compile")
     why_missing: str = ""  # the reason for a peer that is left out
+    capturable: bool = True  # in a CUDA graph
+    parts: tuple[Part, ...] = ()  # of a case of many kernels: what each kind of them costs
 
     @property
     def id(self) -> str:

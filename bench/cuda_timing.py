@@ -11,7 +11,7 @@ import gc
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from bench.cases import Case, Problem, differentiable
+from bench.cost_tables import by_group
 from vista_ext.testing import assert_as_good_as
 
 COLD_FACTOR = 10  # the copies together are this many times the L2 cache
@@ -44,6 +45,10 @@ class Clock(Protocol):
     cache_bytes: int
 
     def time(self, calls: Sequence[Callable[[], Any]], capturable: bool, seconds: float) -> Timing: ...
+
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]: ...
+
+    def kernels(self, call: Callable[[], Any]) -> list[tuple[str, int, float]]: ...
 
 
 class CudaClock:
@@ -79,6 +84,24 @@ class CudaClock:
         tenth = len(per_call) // 10
         return Timing(statistics.median(per_call), per_call[tenth], per_call[-1 - tenth])
 
+    def peak(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """A call's result, and the most bytes of memory there were at a time, its inputs among them."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        torch.cuda.synchronize()
+        return result, torch.cuda.max_memory_allocated()
+
+    def kernels(self, call: Callable[[], Any]) -> list[tuple[str, int, float]]:
+        """Name, launches and milliseconds of each kernel of a call, the longest first."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            call()
+            torch.cuda.synchronize()
+        found = [(e.key, e.count, e.self_device_time_total / 1e3) for e in profiled.key_averages()]
+        return sorted((entry for entry in found if entry[2] > 0), key=lambda entry: -entry[2])
+
     def _rounds(self, run: Callable[[], Any], count: int) -> list[float]:
         """Milliseconds of each round. All are enqueued before the first is awaited, so that none waits for the host."""
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 2)]
@@ -109,18 +132,21 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
     copies = max(1, math.ceil(COLD_FACTOR * clock.cache_bytes / case.bytes))
     problems = [case.make(clock.device) for _ in range(copies)]
     first = problems[0]
-    peaks: list[float] = []  # of the implementations that were timed
     exact, reference = first.exact(), first.reference()
 
-    def verified(functions: Sequence[Callable[..., Any]]) -> Timing:
-        assert_as_good_as(first.values(_call(case, first, functions[0])()), exact, reference)
-        return _time(functions, True)
+    def verified(functions: Sequence[Callable[..., Any]]) -> tuple[Timing, int | None]:
+        result, peak = clock.peak(_call(case, first, functions[0]))
+        assert_as_good_as(first.values(result), exact, reference)
+        del result
+        return _time(functions, case.capturable), peak
+
+    def measured(functions: Sequence[Callable[..., Any]], capturable: bool) -> tuple[Timing, int | None]:
+        peak = clock.peak(_call(case, first, functions[0]))[1]
+        return _time(functions, capturable), peak
 
     def _time(functions: Sequence[Callable[..., Any]], capturable: bool) -> Timing:
         calls = [_call(case, problem, function) for problem, function in zip(problems, functions, strict=True)]
-        timing = clock.time(calls, capturable, SECONDS)
-        peaks.append(_peak_mib(calls[0]))
-        return timing
+        return clock.time(calls, capturable, SECONDS)
 
     row: dict[str, Any] = {
         "op": case.op,
@@ -139,7 +165,7 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         "notes": {},
     }
     try:
-        timing = verified([problem.ours for problem in problems])
+        timing, row["ours_peak_bytes"] = verified([problem.ours for problem in problems])
     except AssertionError as error:
         raise AssertionError(f"ours is wrong, nothing was timed: {error}") from error
     floor_ms = 1e3 * case.bytes / bandwidth
@@ -153,12 +179,16 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
         ratio_to_floor=timing.ms / floor_ms,
     )
 
-    def compiled() -> Timing:
+    if case.parts:
+        kernels = clock.kernels(_call(case, first, first.ours))
+        row["kernels"] = [asdict(line) for line in by_group(case.parts, kernels, bandwidth)]
+
+    def compiled() -> tuple[Timing, int | None]:
         # The copies differ in nothing that is compiled; if the compiler sees it otherwise, it may compile each.
         with torch._dynamo.config.patch(recompile_limit=2 * copies + 8):
             return verified([torch.compile(p.composition, dynamic=False, fullgraph=True) for p in problems])
 
-    runs: dict[str, Callable[[], Timing]] = {
+    runs: dict[str, Callable[[], tuple[Timing, int | None]]] = {
         "eager": lambda: verified([problem.composition for problem in problems]),
         "compile": compiled,
     }
@@ -172,32 +202,18 @@ def measure(case: Case, clock: Clock, bandwidth: float) -> dict[str, Any]:
             continue
         row["notes"][name] = peer.note
         run_all = [peers[name].run for peers in foreign]  # type: ignore[union-attr]
-        runs[name] = partial(_time, run_all, peer.capturable)
-    memory = [f"ours {peaks[-1]:.0f}"]
+        runs[name] = partial(measured, run_all, peer.capturable)
     for name, run in runs.items():
         _free()
         try:
-            peer_ms = run().ms
+            peer_timing, peak = run()
         except Exception as error:  # a peer that fails is a finding about the peer: the row says which
             row["missing"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         else:
-            row[f"{name}_ms"], row[f"ratio_to_{name}"] = peer_ms, peer_ms / timing.ms
-            memory.append(f"{name} {peaks[-1]:.0f}")
+            row[f"{name}_ms"], row[f"ratio_to_{name}"] = peer_timing.ms, peer_timing.ms / timing.ms
+            row[f"{name}_peak_bytes"] = peak
     _free()
-    if case.backward and clock.device == "cuda":
-        row["notes"]["ours"] = f"MiB that a call takes beside its inputs: {', '.join(memory)}"
     return row
-
-
-def _peak_mib(call: Callable[[], Any]) -> float:
-    if not torch.cuda.is_available():
-        return 0.0
-    _free()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _call(case: Case, problem: Problem, function: Callable[..., Any]) -> Callable[[], Any]:

@@ -19,6 +19,7 @@ from bench.cases import (
     sglu_case,
     state_case,
 )
+from bench.model_cases import PRODUCTION, SMOKE, layer_case, scoring_case, summarize_case, training_case
 from bench.projected_cases import projected_case
 
 TARGETS = 16
@@ -38,6 +39,7 @@ def _jagged(batch: int, mean: int, longest: int) -> list[int]:
 def _cases() -> list[Case]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     unrolled = {"peers": ("eager",), "why_missing": "would unroll 512 sequences: minutes of compilation"}
+    again = {"peers": ("compile",), "why_missing": "is in the row above"}
     uniform = {"512 x 2000": 512 * [2000], "1 x 1000000": [MILLION], "512 x 16000": 512 * [16000]}
     cases = [
         qla_case(shape, lengths, TARGETS, bf16, backward)
@@ -79,6 +81,15 @@ def _cases() -> list[Case]:
     cases += [sglu_case(1_024_000, bf16, backward, 128, 512) for backward in (False, True)]
     cases += [scatter_case(users, 2 * max(users, 4096)) for users in (512, 4096, 65536)]
     cases += [
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, False),
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, True),
+        scoring_case("512 users x 500", 512, 500, PRODUCTION, bf16),
+        scoring_case("1 user x 500", 1, 500, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16", 512, 2000, 16, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16 compiled", 512, 2000, 16, PRODUCTION, bf16, compiled=True, **again),
+        *[summarize_case(f"1 x 1000000 by {chunk}", 1, MILLION, PRODUCTION, bf16, chunk) for chunk in (MILLION, 8192)],
+    ]
+    cases += [
         qla_case("2 x 200-300", [300, 200], TARGETS, fp32, True, quick=True),
         qla_case("3 x 200", [200] * 3, TARGETS, bf16, False, quick=True),
         projected_case("3 x 200", 3, 200, bf16, True, quick=True),
@@ -88,6 +99,10 @@ def _cases() -> list[Case]:
         quantize_case(16, bf16, quick=True),
         linear_silu_case(200, 64, 128, bf16, True, quick=True),
         scatter_case(16, 64, quick=True),
+        training_case("3 x 200 x 4", 3, 200, 4, PRODUCTION, bf16, quick=True, **SMOKE),
+        layer_case("3 x 200", 3, 200, PRODUCTION, bf16, True, quick=True),
+        summarize_case("1 x 2000 by 512", 1, 2000, PRODUCTION, bf16, 512, quick=True),
+        scoring_case("3 users x 20", 3, 20, PRODUCTION, bf16, quick=True),
     ]
     return cases
 

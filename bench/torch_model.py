@@ -53,8 +53,7 @@ def target_layer(block: TargetBlock, rows: Tensor, memory: tuple[Tensor, Tensor]
     else:
         attended = scaled_dot_product_attention(q, keys, values)
     rows = rows + linear(attended.transpose(1, 2).flatten(2), block.out.weight)
-    first, last = cast(nn.Linear, block.mlp[0]), cast(nn.Linear, block.mlp[-1])
-    return rows + linear(silu(linear(block.mlp_norm(rows), first.weight, first.bias)), last.weight, last.bias)
+    return rows + _mlp(block.mlp, block.mlp_norm(rows))
 
 
 class TorchVista(Vista):
@@ -134,13 +133,17 @@ def reconstruct(decoder: Reconstruction, summaries: Tensor, events: Events) -> T
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     attended = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
     x = (x + decoder.out(attended))[:, count:-1]
-    first, last = cast(nn.Linear, decoder.mlp[0]), cast(nn.Linear, decoder.mlp[-1])
-    x = x + last(silu(first(decoder.mlp_norm(x))))
+    x = x + _mlp(decoder.mlp, decoder.mlp_norm(x))
     targets = whole[:, 1:].detach() if config.reconstruct_constants else whole[:, 1:]
     error = (decoder.predict(x).float() - targets.float()).square().mean(-1)
     if valid is None:
         return error.mean()
     return torch.where(valid[:, 1:], error, 0.0).sum() / valid[:, 1:].sum().clamp(min=1)
+
+
+def _mlp(layers: nn.Sequential, rows: Tensor) -> Tensor:
+    first, last = cast(nn.Linear, layers[0]), cast(nn.Linear, layers[-1])
+    return linear(silu(linear(rows, first.weight, first.bias)), last.weight, last.bias)
 
 
 def _heads(rows: Tensor, heads: int) -> Tensor:

@@ -1,11 +1,12 @@
 """What can be tested of the GPU benchmarks without a GPU: the cases, their peers, and what a row says."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import cuda_timing, gpu_cases, peers
+from bench import cost_tables, costs, cuda_timing, gpu_cases, gpu_page, peers
 from bench.cases import (
     differentiable,
     gather_case,
@@ -16,6 +17,8 @@ from bench.cases import (
     sglu_case,
     state_case,
 )
+from bench.model_cases import PRODUCTION, layer_case, scoring_case, summarize_case, training_case
+from vista_ext.models import VistaConfig
 from vista_ext.testing import assert_as_good_as
 
 
@@ -28,6 +31,13 @@ class WallClock:
 
     def __init__(self):
         self.timed = []  # how many copies were run in turn
+
+    def peak(self, call):
+        return call(), None
+
+    def kernels(self, call):
+        call()
+        return [("void projected_qla_state<64>(...)", 2, 0.5), ("nvjet_tst_128", 1, 1.5), ("elementwise", 3, 2.0)]
 
     def time(self, calls, capturable, seconds):
         self.timed.append(len(calls))
@@ -143,3 +153,74 @@ def test_a_peer_that_fails_is_named_and_ours_must_be_right(monkeypatch):
     monkeypatch.setattr("bench.cases.ops.qla", lambda q, k, v, *_, **__: q * 1.01)
     with pytest.raises(AssertionError, match="ours is wrong, nothing was timed"):
         cuda_timing.measure(SMALL[2], WallClock(), bandwidth=1e9)
+
+
+TINY = VistaConfig(num_seeds=4, summary_layers=2)
+MODEL = [
+    training_case("step", 5, 9, 3, TINY, torch.bfloat16, peers=("eager",), why_missing="long to compile"),
+    training_case("step, float32", 2, 40, 3, TINY, torch.float32),
+    layer_case("layer", 5, 9, TINY, torch.bfloat16, True),
+    layer_case("layer, forward", 2, 9, TINY, torch.float32, False),
+    summarize_case("summaries", 2, 70, TINY, torch.float32, 16),
+    scoring_case("request", 3, 7, TINY, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("case", MODEL, ids=lambda case: case.shape)
+def test_the_whole_model_is_as_good_as_in_torch(monkeypatch, case):
+    monkeypatch.setattr("bench.model_cases.CHECKED_ROWS", 20)
+    problem = case.make("cpu")
+    exact, reference = problem.exact(), problem.reference()
+    for function in (problem.ours, problem.composition):
+        result = differentiable(function, problem.inputs, case.backward) if problem.inputs else function()
+        assert_as_good_as(problem.values(result), exact, reference)
+
+
+def test_the_page_shows_where_the_time_of_a_step_goes():
+    row = cuda_timing.measure(MODEL[0], WallClock(), bandwidth=1e9)
+    seen = {line["name"]: (line["seen"], line["measured"]) for line in row["kernels"] if line["seen"]}
+    assert seen == {
+        "projected_qla_state": (2, 0.0005),
+        "torch's products": (1, 0.0015),
+        "torch: norms, sums, copies, gathers": (3, 0.002),
+    }
+    row |= {"ours_peak_bytes": 2_000_000_000, "eager_peak_bytes": 3_500_000_000}
+    page = gpu_page.page({"stages": {"bench": {"status": "passed", "seconds": 1, "budget": 2, "rows": [row]}}})
+    assert "Where the time goes: training_step step" in page
+    assert "GB: ours 2.0, eager 3.5." in page
+    assert "| torch's products | 1 |" in page and "| 1500 | 38% |" in page
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("void vista::projected_qla_state<__nv_bfloat16, 64>(...)", "projected_qla_state"),
+        ("void vista::projected_qla_state_backward<__half, 64>(...)", "projected_qla_state_backward"),
+        ("void vista::qla_state<__half, 64>(...)", "qla (unfused)"),
+        ("vista::sglu_forward", "sglu"),
+        ("vista::sglu_backward", "sglu_backward"),
+        ("void cutlass::device_kernel<...linear_silu...>", "linear_silu"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNN", "torch's products"),
+        ("pytorch_flash::flash_fwd_kernel<...>", "torch's attention"),
+        ("void at::native::vectorized_elementwise_kernel<...>", "torch: norms, sums, copies, gathers"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel, group):
+    assert costs.group_of(kernel) == group
+
+
+def test_costs_of_a_layer_are_those_of_its_operands():
+    parts = {part.name: part for part in costs.layer(512, 2000, PRODUCTION, 2)}
+    rows = 512 * 2000
+    assert parts["apply: Q on the way"].bytes == pytest.approx(rows * 1024, rel=0.05)
+    assert parts["SGLU, norm and + x in it"].flops == 6 * rows * 256 * 512
+    moved, computed = costs.total(parts.values())
+    assert computed == rows * (8 * 256 * 256 + 4 * 256 * 64 + 6 * 256 * 512) and moved > rows * 6 * 1024 - 1
+    whole = cost_tables.markdown(cost_tables.by_part(list(parts.values()))).splitlines()[-1]
+    assert f"{moved / 1e6:,.1f}" in whole and "100%" in whole
+
+
+def test_the_page_of_predictions_holds_the_tables():
+    page = (Path(__file__).parents[1] / "docs" / "kernels_layer.md").read_text()
+    for title, table in cost_tables.tables().items():
+        assert f"## {title}\n\n{table}\n" in page, f"{title}: python -m bench.cost_tables prints it anew"

@@ -1,0 +1,296 @@
+"""Cases of the whole model: a training step, a stage-1 layer, summarizing a long history, a scoring request.
+
+The peer is `bench.torch_model`, the same function of the same parameters. Gradients are sums over users, so float64 is
+asked for a few users at a time, whatever the size of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from bench import costs
+from bench.cases import Case, Problem, differentiable
+from bench.torch_model import TorchVista, qla_layer
+from vista_ext.data.batch import Candidates, FeatureSchema, Histories
+from vista_ext.models import PRESETS, Vista, VistaConfig
+from vista_ext.nn import QlaBlock
+from vista_ext.train.precision import call_in
+
+SCHEMA = FeatureSchema(num_items=100_000, num_actions=4)
+PRODUCTION = PRESETS["production"]
+NOW = 1_700_000_000
+SMOKE: dict[str, Any] = {"peers": ("eager",), "why_missing": "a minute of compilation"}
+CHECKED_ROWS = 16_000  # events that float64 is asked for at a time
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is called with: as many events of each user, as many candidates of each."""
+
+    histories: Histories
+    candidates: Candidates
+
+    @property
+    def users(self) -> Tensor:
+        return torch.arange(len(self.histories), device=self.candidates.items.device)
+
+    def some(self, begin: int, end: int) -> Request:
+        each = self.candidates.max_len
+        rows = slice(begin * each, end * each)
+        offsets = self.candidates.offsets[: end - begin + 1]
+        candidates = Candidates(offsets, each, self.candidates.items[rows], self.candidates.context[rows])
+        return Request(self.histories.rows(begin, end), candidates)
+
+
+def make_request(users: int, events: int, candidates: int, device: str) -> Request:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(count: int, below: int) -> Tensor:
+        return torch.randint(below, (count,), generator=generator, device=device)
+
+    total, each = users * events, torch.arange(users + 1, device=device)
+    times = NOW - draw(total, 10_000_000)
+    now = torch.full((users,), NOW, device=device)
+    ids, actions = draw(total, SCHEMA.num_items) + 1, draw(total, SCHEMA.num_actions)
+    histories = Histories(each * events, events, ids, actions, times, now)
+    items = draw(users * candidates, SCHEMA.num_items) + 1
+    context = torch.zeros((users * candidates, 0), dtype=torch.int64, device=device)
+    return Request(histories, Candidates(each * candidates, candidates, items, context))
+
+
+def make_models(config: VistaConfig, device: str) -> tuple[Vista, TorchVista]:
+    """Ours and the peer, with the same parameters, items far enough from each other to tell."""
+    torch.manual_seed(0)
+    ours, theirs = Vista(SCHEMA, config), TorchVista(SCHEMA, config)
+    nn.init.normal_(ours.items.rows.weight)
+    theirs.load_state_dict(ours.state_dict())
+    return ours.to(device), theirs.to(device)
+
+
+def training_case(
+    shape: str,
+    users: int,
+    events: int,
+    candidates: int,
+    config: VistaConfig,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+    **options: Any,
+) -> Case:
+    """The loss and the gradients of all parameters, layers in `dtype`; the optimizer's step is the same for all.
+
+    Args:
+        compiled: compile what of ours is not ops of ours.
+    """
+
+    def make(device: str) -> Problem:
+        ours, theirs = make_models(config, device)
+        whole = make_request(users, events, candidates, device)
+
+        def exact() -> Sequence[Tensor]:
+            model = make_models(config, device)[1].double()
+            inputs = [p.detach().requires_grad_() for p in model.parameters()]
+            step, sums = max(1, CHECKED_ROWS // events), None
+            for begin in range(0, users, step):
+                part = whole.some(begin, min(begin + step, users))
+                found = differentiable(_of_parameters(_Loss(model, part, torch.float64)), inputs, True)
+                shares = [len(part.histories) / users * x.detach() for x in found]
+                sums = shares if sums is None else [s + x for s, x in zip(sums, shares, strict=True)]
+            return sums or []
+
+        inputs = tuple(ours.parameters())
+        loss, in_torch = (_of_parameters(_Loss(model, whole, dtype)) for model in (ours, theirs))
+        return Problem(
+            inputs=inputs,
+            ours=torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss,
+            composition=in_torch,
+            exact=exact,
+            reference=lambda: [x.detach() for x in differentiable(in_torch, inputs, True)],
+            values=lambda result: [x.detach() for x in result],
+        )
+
+    parts = costs.training_step(users, events, candidates, config, dtype.itemsize)
+    return _case("training_step", shape, dtype, parts, make, backward=True, capturable=False, **options)
+
+
+class _Loss(nn.Module):
+    """The loss of a request, labels made up, with the layers in `dtype`."""
+
+    def __init__(self, model: Vista, request: Request, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.request, self.dtype = model, request, dtype
+        self.labels = (request.candidates.items % 2)[:, None]
+
+    def forward(self) -> Tensor:
+        asked = self.request
+        output = call_in(self.model, self.dtype, asked.histories, asked.candidates, asked.users)
+        logits = output.logits.to(torch.promote_types(self.dtype, torch.float32))
+        return binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype)) + sum(output.losses.values())
+
+
+def _of_parameters(module: nn.Module, inputs: int = 0) -> Callable[..., Tensor]:
+    """A function of the module's so many inputs and, behind them, its parameters."""
+    names = [name for name, _ in module.named_parameters()]
+
+    def run(*tensors: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, tensors[inputs:], strict=True)), tensors[:inputs])
+
+    return run
+
+
+def _case(
+    op: str, shape: str, dtype: torch.dtype, parts: Sequence[costs.Part], make: Callable[[str], Problem], **options: Any
+) -> Case:
+    return Case(op, shape, dtype, *costs.total(parts), make, parts=tuple(parts), **options)
+
+
+class _Layer(nn.Module):
+    """A stage-1 layer over histories of one length: the rows after it."""
+
+    def __init__(self, config: VistaConfig, events: int) -> None:
+        super().__init__()
+        self.block = QlaBlock(config.dim, config.heads, config.head_dim, config.hidden)
+        self.events = events
+
+    def forward(self, x: Tensor) -> Tensor:
+        users = x.shape[0] // self.events
+        offsets = torch.arange(users + 1, device=x.device) * self.events
+        scale = torch.full((users,), 1 / self.events, device=x.device)
+        state = self.block.state(*self.block.keys_values(x), offsets, self.events)
+        return self.block.read(x, state, scale, offsets, self.events)
+
+
+class _TorchLayer(_Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, self.events, x.shape[1])
+        return qla_layer(self.block, rows, None, 1 / self.events, self.events).view(x.shape)
+
+
+def layer_case(
+    shape: str, users: int, events: int, config: VistaConfig, dtype: torch.dtype, backward: bool, **options: Any
+) -> Case:
+    def make(device: str) -> Problem:
+        torch.manual_seed(0)
+        layer, in_torch = _Layer(config, events), _TorchLayer(config, events)
+        in_torch.load_state_dict(layer.state_dict())
+        x = torch.randn(users * events, config.dim, device=device)
+        inputs = [p.detach().to(device, dtype).requires_grad_() for p in (x, *layer.parameters())]
+        composition = _of_parameters(in_torch, 1)
+
+        def exact() -> Sequence[Tensor]:
+            parameters = [p.detach().double().requires_grad_() for p in inputs[1:]]
+            outs, sums = [], None
+            for rows in inputs[0].detach().split(max(1, CHECKED_ROWS // events) * events):
+                found = differentiable(composition, [rows.double().requires_grad_(), *parameters], backward)
+                by_row, of_parameters = found[: 1 + backward], found[2:]
+                outs.append([y.detach() for y in by_row])
+                sums = of_parameters if sums is None else [s + y for s, y in zip(sums, of_parameters, strict=True)]
+            return [*map(torch.cat, zip(*outs, strict=True)), *(sums or [])]
+
+        return Problem(
+            inputs=tuple(inputs),
+            ours=_of_parameters(layer, 1),
+            composition=composition,
+            exact=exact,
+            reference=lambda: [y.detach() for y in differentiable(composition, inputs, backward)],
+            values=lambda result: [y.detach() for y in result],
+        )
+
+    parts = costs.layer(users, events, config, dtype.itemsize, backward=backward)
+    return _case("layer", shape, dtype, parts, make, backward=backward, **options)
+
+
+def summarize_case(
+    shape: str, users: int, events: int, config: VistaConfig, dtype: torch.dtype, chunk: int, **options: Any
+) -> Case:
+    """End to end: ids, actions and times to summaries."""
+
+    def make(device: str) -> Problem:
+        ours, theirs = (model.eval().to(dtype) for model in make_models(config, device))
+        histories = make_request(users, events, 0, device).histories
+
+        def whole(model: TorchVista) -> Tensor:
+            with torch.no_grad():
+                return model.summarize_whole(histories)
+
+        def exact() -> Sequence[Tensor]:
+            model = TorchVista(SCHEMA, config)
+            model.load_state_dict(theirs.state_dict())
+            return [whole(model.to(device, torch.float64).eval())]
+
+        return Problem(
+            inputs=(),
+            ours=lambda: ours.summarize(histories, chunk=chunk),
+            composition=lambda: whole(theirs),
+            exact=exact,
+            reference=lambda: [whole(theirs)],
+            values=lambda result: [result],
+        )
+
+    parts = costs.summarize(users, events, config, dtype.itemsize)
+    return _case("summarize", shape, dtype, parts, make, capturable=False, **options)
+
+
+def scoring_case(
+    shape: str, users: int, candidates: int, config: VistaConfig, dtype: torch.dtype, **options: Any
+) -> Case:
+    """A request: summaries in `dtype`, candidates' ids; logits come out."""
+
+    def make(device: str) -> Problem:
+        ours, theirs = (model.eval().to(dtype) for model in make_models(config, device))
+        asked = make_request(users, 0, candidates, device)
+        summaries = torch.randn(users, config.num_seeds, config.dim, device=device).to(dtype)
+
+        def whole(model: TorchVista, summaries: Tensor, candidates: Candidates) -> Tensor:
+            with torch.no_grad():
+                return model.score_whole(summaries, candidates)
+
+        def score() -> Tensor:
+            with torch.no_grad():
+                return ours.score(summaries, asked.candidates, asked.users)
+
+        def exact() -> Sequence[Tensor]:
+            model = TorchVista(SCHEMA, config)
+            model.load_state_dict(theirs.state_dict())
+            model.to(device, torch.float64).eval()
+            parts = [asked.some(i, min(i + 16, users)).candidates for i in range(0, users, 16)]
+            pairs = zip(summaries.double().split(16), parts, strict=True)
+            return [torch.cat([whole(model, *pair) for pair in pairs])]
+
+        return Problem(
+            inputs=(),
+            ours=score,
+            composition=lambda: whole(theirs, summaries, asked.candidates),
+            exact=exact,
+            reference=lambda: [whole(theirs, summaries, asked.candidates)],
+            values=lambda result: [result],
+        )
+
+    parts = costs.scoring_request(users, candidates, config, dtype.itemsize)
+    return _case("score", shape, dtype, parts, make, **options)
+
+
+def _cases() -> list[Case]:
+    small = VistaConfig(dim=64, num_seeds=16, head_dim=16, hidden=128, summary_layers=2, target_layers=2)
+    fp32 = torch.float32
+    return [
+        training_case("16 x 500", 16, 500, 16, small, fp32),
+        layer_case("16 x 500", 16, 500, small, fp32, True),
+        summarize_case("1 x 20000", 1, 20_000, small, fp32, 8192),
+        scoring_case("16 users x 100", 16, 100, small, fp32),
+        training_case("3 x 50", 3, 50, 4, small, fp32, quick=True, **SMOKE),
+        layer_case("3 x 50", 3, 50, small, torch.bfloat16, False, quick=True),
+        summarize_case("1 x 500", 1, 500, small, fp32, 200, quick=True),
+        scoring_case("3 users x 20", 3, 20, small, fp32, quick=True),
+    ]
+
+
+CASES = _cases()
