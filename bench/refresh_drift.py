@@ -81,9 +81,8 @@ def main() -> None:
     lengths, _ = run.dataset.events_since(torch.arange(run.dataset.num_users), torch.zeros_like(before), before)
     print(f"{run.dataset.name}: {run.dataset.num_users} users, {run.vista.config.summary_layers} layers, "
           f"median history {int(lengths.median())} events")  # fmt: skip
-    print(
-        "| new events | users | summary | error | change of p | AUC | NE | ms a user |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("new events", "users", "summary", "error", "change of p", "AUC", "NE", "ms a user")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for missing in map(int, given.missing.split(",")):
         users = torch.nonzero(lengths > missing)[:, 0]
         if not len(users):

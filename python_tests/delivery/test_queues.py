@@ -119,8 +119,7 @@ def test_users_keep_their_order(queue):
 
 
 def test_a_window_at_a_time(queue):
-    n = 300  # the mock broker keeps about 5 MB a partition
-    assert n > WINDOW_MESSAGES
+    n = WINDOW_MESSAGES + 50
     queue.publish(range(n), 1)
     with queue.consume() as consumer:
         found = consumer.poll(2.0)
@@ -342,7 +341,7 @@ def test_rows_are_what_was_sent(target):
 
 def test_consumers_of_a_group_share(nats, tmp_path):
     queue = nats_queue(nats, next(names))
-    queue.publish(range(600), 1)
+    queue.publish(range(3000), 1)
     with queue.consume(redeliver_after=30.0) as one, queue.consume(redeliver_after=30.0) as other:
         found = [set(), set()]
         for _ in range(10):
@@ -350,7 +349,7 @@ def test_consumers_of_a_group_share(nats, tmp_path):
                 users.update(int(m.key) for m in consumer.poll(0.2))
                 consumer.commit()
         assert one.lag() == 0
-    assert all(found) and not found[0] & found[1] and found[0] | found[1] == set(range(600))
+    assert all(found) and not found[0] & found[1] and found[0] | found[1] == set(range(3000))
 
 
 def test_tls_and_credentials(tmp_path):
