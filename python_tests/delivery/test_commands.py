@@ -34,7 +34,7 @@ def here(monkeypatch, capfd, tmp_path):
 
 def fill(path, users, generation):
     with LmdbStore.open(path, readonly=False) if path.exists() else LmdbStore.create(path, SPEC) as store:
-        store.merge(summaries_of(users, generation))
+        store.add(summaries_of(users, generation))
 
 
 def read(path):
