@@ -76,7 +76,7 @@ def disk_read(folder: Path, spec: StoreSpec, users: int) -> int:
 def fill(folder: Path, spec: StoreSpec, users: int) -> int:
     """Write the store."""
     with LmdbStore.create(folder / "store", spec) as store:
-        assert sum(map(store.merge, synthetic(spec, users))) == users
+        assert sum(map(store.add, synthetic(spec, users))) == users
     return users * spec.row_bytes
 
 
@@ -139,7 +139,7 @@ def rewrite(store: LmdbStore, spec: StoreSpec, users: int) -> int:
     chosen = torch.randperm(users, generator=torch.Generator().manual_seed(0))[: max(1, users // 10)]
     for ids in (chosen * 1_000_003).split(BATCH):
         rows = torch.zeros(len(ids), spec.row_bytes, dtype=torch.uint8)
-        assert store.merge(Summaries(ids, rows, torch.full_like(ids, 2), torch.zeros_like(ids))) == len(ids)
+        assert store.add(Summaries(ids, rows, torch.full_like(ids, 2), torch.zeros_like(ids))) == len(ids)
     return len(chosen) * spec.row_bytes
 
 

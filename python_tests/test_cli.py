@@ -31,6 +31,7 @@ def test_from_a_log_to_scores(tmp_path):
     early = vista("score", "run", "--user", "u3", "--items", "i1", cwd=tmp_path, check=False)
     assert early.returncode == 1 and early.stderr.startswith("vista: ") and "run/store" in early.stderr
     assert "40 summaries written, 40 in run/store (int8)" in vista("summarize", "run", cwd=tmp_path).stdout
+    assert vista("refresh", "run", cwd=tmp_path).stdout == "40 users, 0 due, 0 summaries written\n"
     vista("summarize", "run", "--split", "test", cwd=tmp_path)
     evaluated = vista("evaluate", "run", "--pictures", cwd=tmp_path).stdout
     assert "from the store" in evaluated and "fp8_e4m3" in evaluated and "20 events old" in evaluated

@@ -105,6 +105,28 @@ def summarize(
 
 
 @app.command()
+def refresh(
+    run: RunFolder,
+    overrides: Overrides = None,
+    min_events: Annotated[int, typer.Option(help="due with so many events that the summary lacks; 0: everybody")] = 1,
+    max_wait: Annotated[int | None, typer.Option(help="or so many seconds after the first of them")] = None,
+    max_history: Annotated[int, typer.Option(help="newest events read of each user; 0 for all")] = 0,
+    now: Annotated[int | None, typer.Option(help="seconds; the end of each user's events by default")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Summarize the users whose summary in the run's store is due: by new events, or by time."""
+    from vista_ext.runs import Run
+    from vista_ext.serve.incremental import RefreshPolicy, refresh_due
+    from vista_ext.serve.summarize import open_for_writing
+
+    policy = RefreshPolicy(min_events, max_wait, max_history)
+    opened = Run.open(run, overrides or (), device)
+    with open_for_writing(opened.store_path, opened.store_spec()) as store:
+        batch = opened.config.store.users_per_batch
+        print(refresh_due(opened.vista, opened.dataset, store, policy, now=now, users_per_batch=batch))
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,

@@ -1,6 +1,5 @@
 """The commands as a user types them: those that are killed in processes of their own, the others here."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -35,7 +34,7 @@ def here(monkeypatch, capfd, tmp_path):
 
 def fill(path, users, generation):
     with LmdbStore.open(path, readonly=False) if path.exists() else LmdbStore.create(path, SPEC) as store:
-        store.merge(summaries_of(users, generation))
+        store.add(summaries_of(users, generation))
 
 
 def read(path):
@@ -44,13 +43,13 @@ def read(path):
 
 
 @pytest.mark.slow
-def test_publish_and_consume(tmp_path, nats):
+def test_publish_and_consume(tmp_path, nats, monkeypatch):
     pytest.importorskip("nats", reason="pip install '.[nats]'")
     address = f"nats://127.0.0.1:{nats.port}/commands"
     fill(tmp_path / "source", range(500), 1)
     options = tmp_path / "options.yaml"
     options.write_text("options: {name: '${oc.env:USER_OF_THE_QUEUE}'}\npatience: 5\n")
-    os.environ["USER_OF_THE_QUEUE"] = "vista"
+    monkeypatch.setenv("USER_OF_THE_QUEUE", "vista")
     told = vista("publish", tmp_path / "source", address, "--options", options).stdout
     assert told.startswith("500 messages: 500 written, 0 not newer, 0 poison skipped; lag 0; ")
     fill(tmp_path / "source", range(490, 510), 2)

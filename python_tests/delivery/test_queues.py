@@ -1,6 +1,7 @@
 """What every queue promises, on each engine; then what only one of them has."""
 
 import itertools
+import subprocess
 import time
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 
 from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC, content, drain, messages_of, rows_of
+from python_tests.needs import program
 from vista_ext.delivery import FeedConsumer, FeedProducer, Message, PoisonError, QueueError, deliver
 from vista_ext.delivery.queue import WINDOW_MESSAGES
 from vista_ext.store import LmdbStore, StoreSpec
@@ -117,8 +119,7 @@ def test_users_keep_their_order(queue):
 
 
 def test_a_window_at_a_time(queue):
-    n = 300  # the mock broker keeps about 5 MB a partition
-    assert n > WINDOW_MESSAGES
+    n = WINDOW_MESSAGES + 50
     queue.publish(range(n), 1)
     with queue.consume() as consumer:
         found = consumer.poll(2.0)
@@ -336,3 +337,41 @@ def test_a_group_that_missed_messages_is_told(nats, target, caplog):
 
 def test_rows_are_what_was_sent(target):
     torch.testing.assert_close(rows_of([3], [4])[0, :4], torch.tensor([3, 0, 4, 0], dtype=torch.uint8))
+
+
+def test_consumers_of_a_group_share(nats, tmp_path):
+    queue = nats_queue(nats, next(names))
+    queue.publish(range(3000), 1)
+    with queue.consume(redeliver_after=30.0) as one, queue.consume(redeliver_after=30.0) as other:
+        found = [set(), set()]
+        for _ in range(10):
+            for consumer, users in zip((one, other), found, strict=True):
+                users.update(int(m.key) for m in consumer.poll(0.2))
+                consumer.commit()
+        assert one.lag() == 0
+    assert all(found) and not found[0] & found[1] and found[0] | found[1] == set(range(3000))
+
+
+def test_tls_and_credentials(tmp_path):
+    openssl = program("openssl", package="openssl")
+    made = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [openssl, *made.split(), "-keyout", "key", "-out", "cert"], cwd=tmp_path, check=True, capture_output=True
+    )
+    server = nats_server(
+        tmp_path / "nats",
+        tls=f'{{ cert_file: "{tmp_path}/cert", key_file: "{tmp_path}/key" }}',
+        authorization='{ user: "vista", password: "secret" }',
+    ).start()
+    tls = {"tls_ca": str(tmp_path / "cert")}
+    try:
+        queue = nats_queue(server, "s", options=tls | {"user": "vista", "password": "secret"})
+        queue.publish(range(5), 1)
+        with queue.consume() as consumer:
+            assert len(poll_all(consumer, 5)) == 5
+        for options in (tls, tls | {"user": "vista", "password": "wrong"}, {"user": "vista", "password": "secret"}):
+            with pytest.raises(QueueError) as info:
+                nats_queue(server, "s", options=options, patience=1.0).produce()
+            assert "secret" not in str(info.value) and "wrong" not in str(info.value)
+    finally:
+        server.stop()

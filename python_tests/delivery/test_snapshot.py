@@ -34,8 +34,8 @@ def small_groups(monkeypatch):
 @pytest.fixture
 def store(tmp_path, small_groups):
     with LmdbStore.create(tmp_path / "store", SPEC) as store:
-        store.merge(summaries_of(USERS, 7))
-        store.merge(summaries_of([1, 5001], 9, version=LAST))
+        store.add(summaries_of(USERS, 7))
+        store.add(summaries_of([1, 5001], 9, version=LAST))
         yield store
 
 
@@ -50,7 +50,7 @@ def test_a_store_comes_back(store, snapshot, target):
     assert import_snapshot(snapshot, target) == len(store)
     assert content(target) == content(store)
     assert import_snapshot(snapshot, target) == len(store)  # again: the same times, the same bytes
-    target.merge(summaries_of([2], 8))
+    target.add(summaries_of([2], 8))
     before = content(target)
     import_snapshot(snapshot, target)
     assert content(target) == before and before[2, 3] == 8
@@ -155,11 +155,11 @@ def test_what_is_cut_off_is_not_there(tmp_path):
 
 
 def test_diff(store, snapshot, tmp_path):
-    store.merge(summaries_of([1, 5003], 8))
+    store.add(summaries_of([1, 5003], 8))
     store.insert(torch.tensor([2]), rows_of([2], [6]), torch.tensor([6]), newest_wins=False)
     store.insert(torch.tensor([3]), rows_of([3], [99]), torch.tensor([7]))
     store.erase(torch.tensor([5001, 0]))
-    store.merge(summaries_of([77], 1))
+    store.add(summaries_of([77], 1))
     export_snapshot(store, tmp_path / "new", SPEC, buckets=4)
     found, same = {}, 0
     for changes in diff(snapshot, Snapshot(tmp_path / "new")):

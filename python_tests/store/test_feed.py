@@ -114,17 +114,17 @@ def test_versions_are_changes_of_their_own(path, store, put):
         assert users_of(newer.change_feed().read(0, 10)) == [1, 2]
 
 
-def test_merge_keeps_versions_and_the_newest(store, put):
+def test_adding_keeps_versions_and_the_newest(store, put):
     put([1], 10)
     users, times, versions = ids(1, 1, 2), ids(9, 4, 4), ids(3, 8, 8)
     summaries = Summaries(users, rows_of(users, times), times, versions)
-    assert store.merge(summaries) == 2
+    assert store.add(summaries) == 2
     found = [(b.user_ids.tolist(), b.versions.tolist(), b.event_times.tolist()) for b in store]
     assert found == [([1, 1, 2], [3, 8, 8], [10, 4, 4])]
-    with pytest.raises(ValueError, match="merge: versions must be at least 0, found -1"):
-        store.merge(Summaries(users, rows_of(users, times), times, ids(3, -1, 3)))
-    with pytest.raises(ValueError, match=r"merge: rows must be uint8 \[3, 4224\]"):
-        store.merge(Summaries(users, rows_of(users, times)[:2], times, versions))
+    with pytest.raises(ValueError, match="add: versions must be at least 0, found -1"):
+        store.add(Summaries(users, rows_of(users, times), times, ids(3, -1, 3)))
+    with pytest.raises(ValueError, match=r"add: rows must be uint8 \[3, 4224\]"):
+        store.add(Summaries(users, rows_of(users, times)[:2], times, versions))
 
 
 SMALL = StoreSpec("int8", 1, 128)

@@ -146,6 +146,26 @@ class EventDataset:
             torch.from_numpy(now),
         )
 
+    def events_since(self, users: Tensor, since: Tensor, before: Tensor | int | None = None) -> tuple[Tensor, Tensor]:
+        """How many events users have from a moment on, and when the first of them was.
+
+        Args:
+            users: integers `[n]`.
+            since: int64 `[n]`, seconds.
+            before: only events strictly earlier than this moment, one or `[n]`; None for all.
+
+        Returns:
+            Counts and times, int64 `[n]`; the time is -1 where there is no such event.
+        """
+        user = self._checked_users(users)
+        last = self.end_of_events(users) if before is None else torch.as_tensor(before)
+        moments = [np.broadcast_to(x.cpu().numpy(), user.shape).astype(np.int64) for x in (since, last)]
+        begin, end = self._offsets[user], self._offsets[user + 1]
+        first, stop = (_first_not_before(self._events["timestamp"], begin, end, moment) for moment in moments)
+        counts = np.maximum(stop - first, 0)
+        times = self._events["timestamp"][np.minimum(first, max(self.num_events - 1, 0))] if self.num_events else first
+        return torch.from_numpy(counts), torch.from_numpy(np.where(counts > 0, times, -1))
+
     def num_batches(self, split: str, requests_per_batch: int, request_window: int = 0) -> int:
         """Number of batches of a whole pass, arguments as for `batches`."""
         _check_count("requests_per_batch", requests_per_batch, 1)

@@ -95,6 +95,6 @@ def deliver(
 
 def _hand_on(decoded: Decoded, target: SummaryStore | Producer) -> int:
     if isinstance(target, SummaryStore):
-        return target.merge(decoded.summaries)
+        return target.add(decoded.summaries)
     target.publish(decoded.messages)
     return len(decoded.messages)

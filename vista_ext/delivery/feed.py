@@ -34,7 +34,7 @@ class FeedProducer(Producer):
         decoded = decode(self._store.spec, messages)
         if decoded.poison:
             raise PoisonError(decoded.poison, len(messages))
-        self._store.merge(decoded.summaries)
+        self._store.add(decoded.summaries)
 
     def close(self) -> None:
         """Close the store, if it is this object's."""

@@ -19,6 +19,7 @@ from vista_ext.store import StoreSpec
 T = TypeVar("T")
 _RETRY_SECONDS = 0.1  # the first pause, which doubles
 _ANSWER_SECONDS = 2.0  # for an answer, before it is asked for again; the longest pause
+_AT_ONCE = 256  # messages whose acknowledgements are awaited together: more would only time out while they queue
 _WEEK = 7 * 24 * 3600.0
 _STREAM_FULL = 10077  # the server's code of an error that time, or a larger stream, heals
 
@@ -174,7 +175,7 @@ class NatsProducer(Producer):
         except BaseException:
             self.close()
             raise
-        self._window = window(spec)
+        self._window = min(window(spec), _AT_ONCE)
 
     def publish(self, messages: Sequence[Message]) -> None:
         """As in `Producer`."""
@@ -229,7 +230,7 @@ class NatsConsumer(Consumer):
         self._reached = time.monotonic()
         api = require("nats.js.api", extra="nats")
         config = api.ConsumerConfig(
-            ack_policy=api.AckPolicy.EXPLICIT, ack_wait=redeliver_after, max_ack_pending=8 * self._window
+            ack_policy=api.AckPolicy.EXPLICIT, ack_wait=redeliver_after, max_ack_pending=4 * self._window
         )
         jetstream = self._connection.jetstream
 

@@ -12,7 +12,7 @@ from vista_ext.store import StoreSpec
 from vista_ext.store.record import HEADER_BYTES
 
 # What is on its way at once, unacknowledged or uncommitted: bounds memory, and what is done again after a crash.
-WINDOW_MESSAGES = 256
+WINDOW_MESSAGES = 1024
 WINDOW_BYTES = 32 << 20
 
 

@@ -42,9 +42,9 @@ class Summarizer(nn.Module):
         if self.lengths is not None:
             nn.init.zeros_(self.lengths.weight)
 
-    def begin(self, seq_offsets: Tensor, dtype: torch.dtype) -> Tensor:
-        """The seed rows `[n, num_seeds, dim]` that enter the first layer: the seeds, told how long the history is."""
-        lengths = seq_offsets.diff()
+    def begin(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        """The seed rows `[n, num_seeds, dim]` that enter the first layer: the seeds, told how long the histories are,
+        int64 `[n]`."""
         rows = self.seeds.to(dtype).expand(lengths.shape[0], -1, -1)
         if self.lengths is None:
             return rows
@@ -62,11 +62,38 @@ class Summarizer(nn.Module):
         Returns:
             `[n, num_seeds, dim]`; for an empty history what the seeds make of themselves.
         """
-        walk = _SeedWalk(self, seq_offsets, events.dtype)
+        walk = _SeedWalk(self, seq_offsets.diff(), events.dtype)
         for number, block in enumerate(self.layers):
             layer = cast(QlaBlock, block)
             state = layer.state(events, seq_offsets, max_seq_len)
             state = walk.advance(layer, state)
+            if number + 1 < len(self.layers):
+                events = layer.read(events, state, walk.attn_scale, seq_offsets, max_seq_len)
+        return walk.summaries()
+
+    def empty_states(self, users: int, device: torch.device | str = "cpu") -> Tensor:
+        """The states of histories without events: float32 `[users, layers, heads, head_dim, head_dim]`."""
+        config = self.config
+        shape = (users, config.summary_layers, config.heads, config.head_dim, config.head_dim)
+        return torch.zeros(shape, device=device)
+
+    @torch.no_grad()
+    def extend_(self, states: Tensor, lengths: Tensor, events: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
+        """Summaries of n users after new events, at a cost that does not depend on the events before.
+
+        The first layer is what `forward` makes of all events. In the layers above, an event is read once, when it is
+        new; `forward` would read it again in the light of what came later. With one layer there is no difference.
+
+        Args:
+            states: of the events before, as this method left them; the new ones are added in place.
+            lengths: int64 `[n]`, how many events that makes, the new ones included.
+            events, seq_offsets, max_seq_len: of the new events, as in `forward`.
+        """
+        walk = _SeedWalk(self, lengths, events.dtype)
+        for number, block in enumerate(self.layers):
+            layer = cast(QlaBlock, block)
+            states[:, number] += layer.state(*layer.keys_values(events), seq_offsets, max_seq_len)
+            state = walk.advance(layer, states[:, number])
             if number + 1 < len(self.layers):
                 events = layer.read(events, state, walk.attn_scale, seq_offsets, max_seq_len)
         return walk.summaries()
@@ -80,7 +107,7 @@ class Summarizer(nn.Module):
             ValueError: if `chunk` is not positive.
         """
         require_chunk(chunk)
-        walk = _SeedWalk(self, seq_offsets, events.dtype)
+        walk = _SeedWalk(self, seq_offsets.diff(), events.dtype)
         pieces = _pieces(seq_offsets, chunk)
         for number, block in enumerate(self.layers):
             layer = cast(QlaBlock, block)
@@ -105,18 +132,18 @@ def require_chunk(chunk: int) -> None:
 class _SeedWalk:
     """The seed rows of a batch on their way through the layers."""
 
-    def __init__(self, summarizer: Summarizer, seq_offsets: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, summarizer: Summarizer, lengths: Tensor, dtype: torch.dtype) -> None:
         config = summarizer.config
         self.norm = summarizer.norm
-        self.users, self.most = seq_offsets.shape[0] - 1, config.num_seeds
+        self.users, self.most = lengths.shape[0], config.num_seeds
         self.as_sources = config.seeds == "source"
-        self.rows = summarizer.begin(seq_offsets, dtype).reshape(-1, config.dim)
-        self.offsets = torch.arange(self.users + 1, device=seq_offsets.device) * self.most
-        sources = seq_offsets.diff() + (self.most if self.as_sources else 0)
+        self.rows = summarizer.begin(lengths, dtype).reshape(-1, config.dim)
+        self.offsets = torch.arange(self.users + 1, device=lengths.device) * self.most
+        sources = lengths + (self.most if self.as_sources else 0)
         self.attn_scale = (
             1.0 / sources.clamp(min=1).to(torch.float32)
             if config.scale == "mean"
-            else torch.ones(self.users, device=seq_offsets.device)
+            else torch.ones(self.users, device=lengths.device)
         )
 
     def advance(self, layer: QlaBlock, state: Tensor) -> Tensor:

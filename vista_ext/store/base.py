@@ -203,7 +203,7 @@ class SummaryStore(ABC):
     def load_snapshot(self, path: Path | str) -> int:
         """Merge a snapshot of the same layout into this store, newest event time wins; returns how many it wrote."""
 
-    def merge(self, summaries: Summaries) -> int:
+    def add(self, summaries: Summaries) -> int:
         """Write summaries that came from elsewhere, in any order and more than once: the newest event time wins.
 
         They keep their model versions, each beside the others. This default is for a store that keeps only its own
@@ -215,7 +215,7 @@ class SummaryStore(ABC):
         other = summaries.versions[summaries.versions != self.spec.model_version]
         if len(other):
             expected = self.spec.model_version
-            raise StoreError(f"merge: model version expected {expected}, found {int(other[0])}")
+            raise StoreError(f"add: model version expected {expected}, found {int(other[0])}")
         return self.insert(summaries.user_ids, summaries.rows, summaries.event_times)
 
     @abstractmethod

@@ -187,11 +187,11 @@ class LmdbStore(SummaryStore):
         """As in `SummaryStore`; summaries keep their model versions."""
         with LmdbStore.open(path) as snapshot:
             self.spec.require_layout_of(snapshot.spec, f"load_snapshot: {path}")
-            return sum(map(self.merge, snapshot))
+            return sum(map(self.add, snapshot))
 
-    def merge(self, summaries: Summaries) -> int:
+    def add(self, summaries: Summaries) -> int:
         """As in `SummaryStore`; each model version is kept beside the others."""
-        users, versions, rows, times = check_summaries("merge", summaries, self.spec.row_bytes)
+        users, versions, rows, times = check_summaries("add", summaries, self.spec.row_bytes)
         return self._write(users, versions, rows, times, newest_wins=True)
 
     def __iter__(self) -> Iterator[Summaries]:

@@ -30,7 +30,7 @@ from vista_ext.store.lmdb import BATCH_BYTES, BATCH_RECORDS
 
 def import_snapshot(snapshot: Iterable[Summaries], store: SummaryStore) -> int:
     """Merge what `Snapshot.read` yields into a store, newest event time wins; returns how many it wrote."""
-    return sum(map(store.merge, snapshot))
+    return sum(map(store.add, snapshot))
 
 
 class Snapshot:

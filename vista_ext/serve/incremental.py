@@ -1,0 +1,120 @@
+"""Refresh as events arrive: whose summary is due, and what a summary costs that does not read the whole history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vista_ext import ops
+from vista_ext.data.batch import Histories
+from vista_ext.data.dataset import EventDataset
+from vista_ext.models import Vista
+from vista_ext.progress import track
+from vista_ext.serve.summarize import summarize_users
+from vista_ext.store import SummaryStore
+from vista_ext.store.base import check_integer
+
+_LOOK = 1024  # users whose stored summaries are looked at together
+
+
+@dataclass(frozen=True)
+class RefreshPolicy:
+    """When a stored summary is due, and how much is read to make it anew. Who has no summary is always due.
+
+    Args:
+        min_events: that many events that the summary does not have; 0 to refresh everybody.
+        max_wait: or seconds since the first of these, however few they are; None for no limit.
+        max_history: newest events read; 0 for all. Bounds the cost, and forgets what lies before.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found.
+    """
+
+    min_events: int = 1
+    max_wait: int | None = None
+    max_history: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("policy", "min_events", self.min_events, 0)
+        check_integer("policy", "max_history", self.max_history, 0)
+        if self.max_wait is not None:
+            check_integer("policy", "max_wait", self.max_wait, 0)
+
+    def due(self, new_events: Tensor, first_times: Tensor, now: Tensor | int) -> Tensor:
+        """bool `[n]`: who is due at a moment.
+
+        Args:
+            new_events, first_times: as `EventDataset.events_since` gives them for the stored event times.
+            now: seconds, one or `[n]`.
+        """
+        due = new_events >= self.min_events
+        if self.max_wait is not None:
+            due |= (new_events > 0) & (torch.as_tensor(now) - first_times >= self.max_wait)
+        return due
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did: users looked at, due, and summaries written (the others were overtaken meanwhile)."""
+
+    users: int
+    due: int
+    written: int
+
+    def __str__(self) -> str:
+        return f"{self.users} users, {self.due} due, {self.written} summaries written"
+
+
+@torch.no_grad()
+def refresh_due(
+    model: Vista,
+    dataset: EventDataset,
+    store: SummaryStore,
+    policy: RefreshPolicy,
+    *,
+    now: int | None = None,
+    users_per_batch: int = 256,
+) -> Refreshed:
+    """Summarize whose stored summary is due by a policy. Killed and begun again, it goes on with who is still due.
+
+    Args:
+        now: the moment, seconds: only earlier events are read. None: after the last event of each user.
+    """
+    everybody = torch.arange(dataset.num_users)
+    spec = store.spec
+    due = written = 0
+    for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
+        stored = store.find(users, on_miss="flag", on_version_mismatch="miss")
+        moments = dataset.end_of_events(users) if now is None else torch.full_like(users, now)
+        counts, first_times = dataset.events_since(users, stored.event_times, moments)
+        chosen = policy.due(counts, first_times, moments) | ~stored.hits
+        batches = summarize_users(
+            model,
+            dataset,
+            users[chosen],
+            before=moments[chosen],
+            max_history=policy.max_history,
+            users_per_batch=users_per_batch,
+        )
+        for some, summaries, times in batches:
+            rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
+            written += store.insert(some, rows, times)
+        due += int(chosen.sum())
+    return Refreshed(len(everybody), due, written)
+
+
+@torch.no_grad()
+def extend(model: Vista, states: Tensor, lengths: Tensor, new: Histories) -> Tensor:
+    """Summaries after new events, from the states of the events before (`Summarizer.extend_`): `[n, seeds, dim]`.
+
+    Args:
+        model: in evaluation mode.
+        states: float32, as `Summarizer.empty_states` or an earlier call left them; changed in place.
+        lengths: int64 `[n]`, events of each user, the new ones included.
+        new: the new events. Each keeps the age that it has now, where a full summary would let it grow older.
+    """
+    new.check()
+    events = model.embed(new).rows
+    return model.encoder.summarizer.extend_(states, lengths, events, new.seq_offsets, new.max_seq_len)
