@@ -22,8 +22,8 @@ struct BackwardShape {
   static constexpr int kStages = D == 256 ? 2 : 4;
   static constexpr int kPanels = D / kBoxColumns;
   static constexpr int kOwnTile = kPanels * kRowPanel;  // bytes, as all below
-  static constexpr int kChunkPanel = kChunk * 128, kChunkTile = kPanels * kChunkPanel;
-  static constexpr int kStage = 3 * kChunkTile;  // up, gate, down^T
+  static constexpr int kChunkPanel = kChunk * 128, kUpGate = 2 * kPanels * kChunkPanel;
+  static constexpr int kStage = kUpGate + kPanels * kChunkPanel;  // up above gate in each panel, then down^T
   static constexpr int kSharedBytes = 4 * kOwnTile + kStages * kStage;
 };
 
@@ -54,7 +54,7 @@ struct Place {
 
 // A chunk of hidden columns of one of the results: 64 rows x 32, as the operand that it is.
 template <class T>
-__device__ inline void store_chunk(void* to, const Fragment (&chunk)[2], const Place& place) {
+__device__ inline void store_chunk(void* to, const Fragment* chunk, const Place& place) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const uint4 bits = gather_columns({chunk[0][half], chunk[0][2 + half], chunk[1][half], chunk[1][2 + half]});
@@ -79,11 +79,11 @@ __device__ void bring_weights(const BackwardMaps& maps, int tiles, int steps, ui
     here.weights.acquire(turn, Shape::kStage);
     Barrier& full = here.weights.full[turn.stage];
     for (int panel = 0; panel < Shape::kPanels; ++panel) {
-      uint8_t* at = stage + panel * Shape::kChunkPanel;
+      uint8_t* up = stage + 2 * panel * Shape::kChunkPanel;
       const int column = panel * kBoxColumns;
-      load_tile(at, maps.up, row, column, full);
-      load_tile(at + Shape::kChunkTile, maps.gate, row, column, full);
-      load_tile(at + 2 * Shape::kChunkTile, maps.down_t, row, column, full);
+      load_tile(up, maps.up, row, column, full);
+      load_tile(up + Shape::kChunkPanel, maps.gate, row, column, full);
+      load_tile(stage + Shape::kUpGate + panel * Shape::kChunkPanel, maps.down_t, row, column, full);
     }
   }
 }
@@ -134,8 +134,6 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
   using Shape = BackwardShape<T, D>;
   constexpr int kChunk = Shape::kChunk;
   using Rows = Operand<Major::kK, kOwnRows>;
-  using Columns = Operand<Major::kK, kChunk>;  // a chunk of weights, to multiply along dim
-  using Depths = Operand<Major::kMN, kChunk>;  // the same, to multiply along hidden
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ BackwardBarriers<Shape> here;
   uint8_t* weights = shared + 4 * Shape::kOwnTile;
@@ -166,9 +164,9 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
 
   Accumulator<D> t;
   // Declared here: a definition while the products before are under way would make the compiler wait for those.
-  Accumulator<kChunk> u, v, g;
-  clear<kChunk>(u);
-  clear<kChunk>(v);
+  Accumulator<2 * kChunk> both;  // u and v
+  Accumulator<kChunk> g;         // grad_out down
+  clear<2 * kChunk>(both);
   clear<kChunk>(g);
   Turn<Shape::kStages> turn;
   for (int tile = 0; tile < tiles; ++tile) {
@@ -185,17 +183,16 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
     for (int step = 0; step < steps; ++step) {
       const uint8_t* stage = weights + turn.stage * Shape::kStage;
       here.weights.full[turn.stage].wait(turn.parity);
-      begin_products(u, v, g);
-      multiply<T, D>(u, Rows(x), Columns(stage), false);
-      multiply<T, D>(v, Rows(x), Columns(stage + Shape::kChunkTile), false);
-      multiply<T, D>(g, Rows(grad), Columns(stage + 2 * Shape::kChunkTile), false);
+      begin_products(both, g);
+      multiply<T, D>(both, Rows(x), Operand<Major::kK, 2 * kChunk>(stage), false);
+      multiply<T, D>(g, Rows(grad), Operand<Major::kK, kChunk>(stage + Shape::kUpGate), false);
       commit_products();
       wait_products<1>(t);  // the last chunk's
       if (step > 0 && leads) here.weights.empty[turn.before()].arrive();
       turn.next();
-      wait_products<0>(u, v, g);
+      wait_products<0>(both, g);
 
-      Fragment up_rows[2], gate_rows[2], hidden[2];
+      Fragment gradients[4], hidden[2];  // of up and of gate: 64 of k, as they lie in the stage
 #pragma unroll
       for (int j = 0; j < kChunk / 8; ++j)
 #pragma unroll
@@ -204,22 +201,22 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int at = 2 * half + i;
-            const float r = inverse[half], of_u = r * u[j][at], of_v = r * v[j][at], of_hidden = r * g[j][at];
-            of_up[i] = of_hidden * of_v;
-            of_gate[i] = of_hidden * of_u;
-            of_product[i] = of_u * of_v;
+            const float r = inverse[half], u = r * both[j][at], v = r * both[j + kChunk / 8][at],
+                        of_hidden = r * g[j][at];
+            of_up[i] = of_hidden * v;
+            of_gate[i] = of_hidden * u;
+            of_product[i] = u * v;
           }
           const int k = j / 2, place = j % 2 * 2 + half;
-          up_rows[k][place] = pack2(of_up[0], of_up[1], T{});
-          gate_rows[k][place] = pack2(of_gate[0], of_gate[1], T{});
+          gradients[k][place] = pack2(of_up[0], of_up[1], T{});
+          gradients[2 + k][place] = pack2(of_gate[0], of_gate[1], T{});
           hidden[k][place] = pack2(of_product[0], of_product[1], T{});
         }
       begin_products(t);
-      multiply<T>(t, up_rows, Depths(stage), true);
-      multiply<T>(t, gate_rows, Depths(stage + Shape::kChunkTile), true);
+      multiply<T>(t, gradients, Operand<Major::kMN, 2 * kChunk>(stage), true);
       commit_products();
-      store_chunk<T>(p.grad_up_rows, up_rows, place);
-      store_chunk<T>(p.grad_gate_rows, gate_rows, place);
+      store_chunk<T>(p.grad_up_rows, gradients, place);
+      store_chunk<T>(p.grad_gate_rows, gradients + 2, place);
       store_chunk<T>(p.hidden_rows, hidden, place);
       place.at += kChunk;
       place.columns -= kChunk;
