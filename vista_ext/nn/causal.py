@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 # torch 2.10 has a flag; from 2.11 on a window without rows to the right says it.
-_CAUSAL: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= (2, 11) else {"is_causal": True}
+_CAUSAL: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
