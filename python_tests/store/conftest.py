@@ -1,10 +1,12 @@
+import importlib
 import multiprocessing
 
 import pytest
 import torch
 from workers import SPEC, rows_of
 
-from vista_ext.store import LmdbStore
+from vista_ext import _C
+from vista_ext.store import LmdbStore, liblmdb
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +17,18 @@ def processes():
     return context
 
 
+@pytest.fixture(params=["native", "python"])
+def engine(request, monkeypatch):
+    """liblmdb itself and py-lmdb: either opens the environments of this process. Others choose for themselves."""
+    module = liblmdb.engine() if request.param == "native" else importlib.import_module("lmdb")
+    if request.param == "native" and module is not _C.lmdb:
+        pytest.skip("no liblmdb on this machine")
+    monkeypatch.setattr(liblmdb, "engine", lambda: module)
+    return request.param
+
+
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, engine):
     return tmp_path / "store"
 
 

@@ -6,14 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 import lmdb
 import pytest
 import torch
-from workers import SPEC, constant, grow, ids, loaded, open_once, rows_of
+from workers import SPEC, constant, grow, ids, loaded, open_once, rows_of, write_when_told
 
 from vista_ext import ops
 from vista_ext._extras import MissingExtraError
-from vista_ext.store import LmdbStore, MissingUserError, StoreError, StoreSpec, VersionMismatchError
+from vista_ext.store import (
+    LmdbStore,
+    MissingUserError,
+    ReadPolicy,
+    StoreError,
+    StoreSpec,
+    VersionMismatchError,
+    liblmdb,
+)
 from vista_ext.store import lmdb as store_module
 
 LAST = 2**63 - 1
+choose_engine = liblmdb.engine.__wrapped__  # without the cache
 
 
 def version(number, **changes):
@@ -39,7 +48,7 @@ def test_missing_users_are_named_or_flagged(store, put):
     with pytest.raises(MissingUserError, match=r"find: 12 of 14 users have no summary: 10, 11, .*, 19, \.\.\.") as info:
         store.find(torch.tensor([1, *range(10, 22), 2]))
     assert info.value.user_ids == list(range(10, 22))
-    found = store.find(ids(7, 2), on_miss="flag")
+    found = store.find(ids(7, 2), ReadPolicy(on_miss="flag"))
     assert found.hits.tolist() == [False, True]
     assert not found.rows[0].any() and torch.equal(found.rows[1:], rows_of([2], [1]))
     assert found.event_times.tolist() == [-1, 1] and found.versions.tolist() == [-1, 3]
@@ -53,14 +62,17 @@ def test_version_mismatch_policies(path, store, put):
         with pytest.raises(VersionMismatchError, match="1 of 2 users have summaries, but none of model version 9: 1"):
             newer.find(ids(1, 2))
         with pytest.raises(MissingUserError, match="1 of 2 users have no summary: 1"):
-            newer.find(ids(1, 2), on_version_mismatch="miss")
-        assert newer.find(ids(1, 2), on_version_mismatch="miss", on_miss="flag").hits.tolist() == [False, True]
-        found = newer.find(ids(1, 2, 3), on_version_mismatch="accept")
+            newer.find(ids(1, 2), ReadPolicy(on_version_mismatch="miss"))
+        assert newer.find(ids(1, 2), ReadPolicy(on_version_mismatch="miss", on_miss="flag")).hits.tolist() == [
+            False,
+            True,
+        ]
+        found = newer.find(ids(1, 2, 3), ReadPolicy(on_version_mismatch="accept"))
         assert found.versions.tolist() == [3, 9, 9] and found.event_times.tolist() == [1, 5, 5]
         with pytest.raises(MissingUserError, match=": 4"):
-            newer.find(ids(1, 4), on_version_mismatch="accept")
+            newer.find(ids(1, 4), ReadPolicy(on_version_mismatch="accept"))
     with LmdbStore.open(path, spec=version(4)) as between:
-        assert between.find(ids(1, 2, 3), on_version_mismatch="accept").versions.tolist() == [3, 9, 9]
+        assert between.find(ids(1, 2, 3), ReadPolicy(on_version_mismatch="accept")).versions.tolist() == [3, 9, 9]
 
 
 def test_roll_out_of_a_model_version(path, store, put):
@@ -95,7 +107,7 @@ def test_update_writes_only_who_is_there(store, put):
     put([1, 2], 3)
     users = ids(1, 2, 8)
     assert store.update(users, rows_of(users, constant(3, 7)), ids(7, 2, 7)) == 1
-    assert store.find(users, on_miss="flag").event_times.tolist() == [7, 3, -1]
+    assert store.find(users, ReadPolicy(on_miss="flag")).event_times.tolist() == [7, 3, -1]
 
 
 def test_erase_takes_every_version(path, store, put):
@@ -216,6 +228,21 @@ def test_one_environment_per_process(tmp_path, path, store, processes):
     LmdbStore.open(path).close()
 
 
+def test_a_second_process_sees_each_commit_at_once(path, store, processes):
+    store.close()
+    mine, theirs = processes.Pipe()
+    writer = processes.Process(target=write_when_told, args=(path, theirs))
+    writer.start()
+    with LmdbStore.open(path) as reader:
+        for generation in range(1, 100):
+            mine.send(generation)
+            assert mine.recv() == generation
+            found = reader.find(ids(1))
+            assert found.event_times.item() == generation and torch.equal(found.rows, rows_of([1], [generation]))
+    mine.send(None)
+    writer.join(30)
+
+
 def test_a_fork_is_refused(store):
     pid = os.fork()
     if pid == 0:
@@ -274,8 +301,14 @@ def test_what_is_not_a_store(tmp_path, path, store, processes):
         (lambda s: s.find(torch.ones(2, dtype=torch.int32)), r"user_ids must be int64 \[n\] on cpu, found int32 \[2\]"),
         (lambda s: s.find(torch.ones(2, 2).long()), r"user_ids must be int64 \[n\] on cpu, found int64 \[2, 2\]"),
         (lambda s: s.find(ids(1).to("meta")), r"user_ids must be .*, found int64 \[1\] on meta"),
-        (lambda s: s.find(ids(1), on_miss="zero"), "find: on_miss must be one of 'raise', 'flag', found 'zero'"),
-        (lambda s: s.find(ids(1), on_version_mismatch="x"), "on_version_mismatch must be one of .*, found 'x'"),
+        (
+            lambda s: s.find(ids(1), ReadPolicy(on_miss="zero")),
+            "policy: on_miss must be one of 'raise', 'flag', found 'zero'",
+        ),
+        (
+            lambda s: s.find(ids(1), ReadPolicy(on_version_mismatch="x")),
+            "on_version_mismatch must be one of .*, found 'x'",
+        ),
         (lambda s: s.insert(ids(1), rows_of([1], [1])[:, 1:], ids(1)), r"rows must be uint8 \[1, 4224\] .*\[1, 4223\]"),
         (lambda s: s.insert(ids(1), rows_of([1], [1]).char(), ids(1)), "insert: rows must be uint8 .*, found int8"),
         (lambda s: s.insert(ids(1, 2), rows_of([1], [1]), ids(1, 1)), r"rows must be uint8 \[2, 4224\]"),
@@ -316,6 +349,8 @@ def test_lmdb_is_optional(path, store, processes, monkeypatch):
     processes.Process(target=loaded, args=("lmdb", theirs)).start()
     assert mine.recv() is False  # importing the store does not need it
     monkeypatch.setitem(sys.modules, "lmdb", None)
+    monkeypatch.setattr(liblmdb, "candidates", lambda: [("no_such_library.so", "mdb_")])
+    monkeypatch.setattr(liblmdb, "engine", choose_engine)
     for call in (LmdbStore.open, lambda p: LmdbStore.create(p.with_name("new"), SPEC)):
         with pytest.raises(MissingExtraError, match=r"'lmdb' is needed here .*pip install '\.\[run\]'"):
             call(path)

@@ -2,14 +2,16 @@
 
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import lmdb
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from workers import rows_of
 
-from vista_ext.store import LmdbStore, StoreSpec
+from vista_ext.store import LmdbStore, ReadPolicy, StoreSpec, liblmdb
 
 SPEC = StoreSpec("int8", 1, 128, model_version=3)
 # Few users, so that rules meet; the extremes of int64 and neighbours in key order among them.
@@ -23,8 +25,12 @@ def tensors(writes):
 
 
 class AgainstDict(RuleBasedStateMachine):
+    engine = staticmethod(liblmdb.engine)
+
     @initialize()
     def start(self):
+        self.patch = mock.patch.object(liblmdb, "engine", self.engine)
+        self.patch.start()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "store"
         self.store = LmdbStore.create(self.path, SPEC)
@@ -65,7 +71,9 @@ class AgainstDict(RuleBasedStateMachine):
 
     @rule(users=st.lists(USERS, max_size=8), mismatch=st.sampled_from(["miss", "accept"]))
     def find(self, users, mismatch):
-        found = self.store.find(torch.tensor(users, dtype=torch.int64), on_miss="flag", on_version_mismatch=mismatch)
+        found = self.store.find(
+            torch.tensor(users, dtype=torch.int64), ReadPolicy(on_miss="flag", on_version_mismatch=mismatch)
+        )
         for i, user in enumerate(users):
             there = [version for u, version in self.model if u == user]
             wanted = self.store.spec.model_version
@@ -99,6 +107,7 @@ class AgainstDict(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "store"):
             return
+        self.patch.stop()
         stored = {}
         for batch in self.store:
             for i in range(len(batch)):
@@ -111,5 +120,10 @@ class AgainstDict(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
+class WithPyLmdb(AgainstDict):
+    engine = staticmethod(lambda: lmdb)
+
+
 TestAgainstDict = AgainstDict.TestCase
-TestAgainstDict.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestWithPyLmdb = WithPyLmdb.TestCase
+TestAgainstDict.settings = TestWithPyLmdb.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vista_ext._extras import require
+from vista_ext.store import liblmdb
 from vista_ext.store.base import StoreError, StoreSpec
 
 _FORMAT = 1
@@ -36,7 +36,7 @@ class Environment:
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self.path, self.readonly = path, readonly
         self._data = path / "data.mdb"
-        self._lmdb = require("lmdb", extra="run")
+        self._lmdb = liblmdb.engine()
         self._lock = threading.RLock()  # growing the map is only allowed while this process has no transaction
         self._pid = os.getpid()
         self._env: Any = None
@@ -77,7 +77,7 @@ class Environment:
     @classmethod
     def create(cls, path: Path, spec: StoreSpec, map_size: int) -> None:
         """Make a new environment; it appears at `path` complete or not at all."""
-        lmdb = require("lmdb", extra="run")
+        lmdb = liblmdb.engine()
         with new_folder(path, "store") as folder:
             try:
                 env = lmdb.open(str(folder), map_size=map_size, max_dbs=2)

@@ -12,21 +12,17 @@ from torch import Tensor
 
 from vista_ext.store import record
 from vista_ext.store.base import (
+    STRICT,
     Found,
-    MissingUserError,
-    OnMiss,
-    OnVersionMismatch,
-    RecordError,
+    ReadPolicy,
     StoreError,
     StoreSpec,
     Summaries,
     SummaryStore,
-    VersionMismatchError,
-    check_choice,
-    check_integer,
-    check_tensor,
 )
+from vista_ext.store.checks import check_integer, check_tensor
 from vista_ext.store.environment import Environment, new_folder
+from vista_ext.store.reading import landing_for, settle
 
 # Synced commits are worth making large, read transactions worth keeping short; both are cut here.
 BATCH_RECORDS = 1024
@@ -95,46 +91,16 @@ class LmdbStore(SummaryStore):
             environment.close()
             raise
 
-    def find(
-        self, user_ids: Tensor, *, on_miss: OnMiss = "raise", on_version_mismatch: OnVersionMismatch = "raise"
-    ) -> Found:
-        """As in `SummaryStore`. A record's checksum and header are checked before its row is handed out."""
-        check_choice("find", "on_miss", on_miss, ("raise", "flag"))
-        check_choice("find", "on_version_mismatch", on_version_mismatch, ("raise", "miss", "accept"))
+    def find(self, user_ids: Tensor, policy: ReadPolicy = STRICT, *, out: Tensor | None = None) -> Found:
+        """As in `SummaryStore`."""
         users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
-        n = len(users)
-        keys = record.keys(users, self._own_version(n))
-        versions = np.full(n, -1, dtype=np.int64)
-        other_version: list[int] = []
-        headers = np.zeros(n, dtype=record.HEADER)
-        rows = torch.empty((n, self.spec.row_bytes), dtype=torch.uint8)
-        sink = _Sink(self._record_bytes, headers, rows.numpy())
-        for begin in range(0, n, self._batch):
+        landing = landing_for(self.spec, len(users), out)
+        keys = record.keys(users, self._own_version(len(users)))
+        for begin in range(0, len(users), self._batch):
+            part = slice(begin, begin + self._batch)
             with self._environment.read() as txn:
-                cursor = txn.cursor()
-                for i in range(begin, min(n, begin + self._batch)):
-                    key, value = keys[i], txn.get(keys[i])
-                    if value is None and on_version_mismatch != "miss":
-                        other = _newest(cursor, key[:8])
-                        if other is not None and on_version_mismatch == "accept":
-                            key, value = other
-                        elif other is not None:
-                            other_version.append(i)
-                    if value is not None:
-                        sink.take(i, key, value)
-                        versions[i] = int.from_bytes(key[8:], "big")
-        if other_version:
-            what = f"have summaries, but none of model version {self.spec.model_version}"
-            raise VersionMismatchError(users[other_version].tolist(), n, what)
-        hits = versions >= 0
-        if not hits.all():
-            if on_miss == "raise":
-                raise MissingUserError(users[~hits].tolist(), n, "have no summary")
-            rows.numpy()[~hits] = 0
-            headers["event_time"][~hits] = -1
-        record.check(self.spec, users, versions, headers, rows.numpy(), np.flatnonzero(hits))
-        times = np.ascontiguousarray(headers["event_time"])
-        return Found(rows, torch.from_numpy(hits), torch.from_numpy(times), torch.from_numpy(versions))
+                _read_records(txn, keys[part], policy.on_version_mismatch != "miss", landing, part)
+        return settle(policy, users, landing)
 
     def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
         """As in `SummaryStore`; written in the order of the keys."""
@@ -187,21 +153,17 @@ class LmdbStore(SummaryStore):
 
     def __iter__(self) -> Iterator[Summaries]:
         for keys in self._batches_of_keys():
-            headers = np.zeros(len(keys), dtype=record.HEADER)
-            rows = torch.empty((len(keys), self.spec.row_bytes), dtype=torch.uint8)
-            sink = _Sink(self._record_bytes, headers, rows.numpy())
-            present: list[bytes] = []
+            users, _ = record.parse_keys(keys)
+            landing = record.Landing(self.spec, len(keys))
             with self._environment.read() as txn:
-                for key in keys:
-                    value = txn.get(key)
-                    if value is not None:  # not erased since the keys were read
-                        sink.take(len(present), key, value)
-                        present.append(key)
-            n = len(present)
-            users, versions = record.parse_keys(present)
-            record.check(self.spec, users, versions, headers[:n], rows[:n].numpy(), np.arange(n))
-            times = np.ascontiguousarray(headers["event_time"][:n])
-            yield Summaries(torch.from_numpy(users), rows[:n], torch.from_numpy(times), torch.from_numpy(versions))
+                _read_records(txn, keys, False, landing, slice(None))
+            for error in landing.damage(users).values():
+                raise error
+            there = torch.from_numpy(landing.sizes >= 0)  # the others were erased since the keys were read
+            times = torch.from_numpy(np.ascontiguousarray(landing.headers["event_time"]))
+            versions = torch.from_numpy(landing.versions)
+            rows = landing.rows if there.all() else landing.rows[there]
+            yield Summaries(torch.from_numpy(users)[there], rows, times[there], versions[there])
 
     def __len__(self) -> int:
         return self._environment.entries()
@@ -232,13 +194,8 @@ class LmdbStore(SummaryStore):
         newest_wins: bool,
         only_present: bool = False,
     ) -> int:
-        # In the order of the keys, which LMDB writes fastest, and each key once: the last of its run.
-        ranks = (times, versions, users) if newest_wins else (versions, users)
-        order = np.lexsort(ranks)
+        order = record.in_key_order(users, versions, times, newest_wins)  # which LMDB writes fastest, too
         users, versions, times = users[order], versions[order], times[order]
-        last = np.ones(len(order), dtype=bool)
-        last[:-1] = (users[1:] != users[:-1]) | (versions[1:] != versions[:-1])
-        order, users, versions, times = order[last], users[last], versions[last], times[last]
 
         def put(txn: Any, keys: list[bytes], records: np.ndarray, event_times: list[int]) -> int:
             written = 0
@@ -265,31 +222,35 @@ class LmdbStore(SummaryStore):
         while True:
             with self._environment.read() as txn:
                 cursor = txn.cursor()
-                found = cursor.set_range(start) if start else cursor.first()
-                walk = cursor.iternext(keys=True, values=False) if found else ()
-                keys = [bytes(key) for key, _ in zip(walk, range(self._batch), strict=False)]
+                keys: list[bytes] = []
+                more = cursor.set_range(start) if start else cursor.first()
+                while more and len(keys) < self._batch:
+                    keys.append(bytes(cursor.key()))
+                    more = cursor.next()
             if not keys:
                 return
             yield keys
             start = keys[-1] + b"\0"  # the smallest key after it
 
 
-class _Sink:
-    """Copies stored records apart, into headers and rows."""
-
-    def __init__(self, record_bytes: int, headers: np.ndarray, rows: np.ndarray) -> None:
-        self._record_bytes = record_bytes
-        self._row_bytes = record_bytes - record.HEADER_BYTES
-        self._headers, self._rows = memoryview(headers.view(np.uint8)), memoryview(rows.reshape(-1))
-
-    def take(self, i: int, key: bytes, value: memoryview) -> None:
-        if len(value) != self._record_bytes:
-            user, version = record.parse_keys([key])
-            problem = f"size expected {self._record_bytes} bytes, found {len(value)}"
-            raise RecordError(int(user[0]), int(version[0]), problem)
-        header = record.HEADER_BYTES
-        self._headers[i * header : (i + 1) * header] = value[:header]
-        self._rows[i * self._row_bytes : (i + 1) * self._row_bytes] = value[header:]
+def _read_records(txn: Any, keys: list[bytes], newest: bool, landing: record.Landing, part: slice) -> None:
+    """Read the records under some keys; with `newest`, of a user who has only other versions, the newest."""
+    versions = landing.versions[part]
+    if hasattr(txn, "read_records"):  # liblmdb itself: values stay untouched until all are found
+        table = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, record.KEY_BYTES)
+        parts = landing.header_bytes[part], landing.rows.numpy()[part], landing.sizes[part], landing.checksums[part]
+        txn.read_records(table, newest, versions, *parts)
+        return
+    values: list[memoryview | None] = []
+    cursor = txn.cursor()
+    for i, key in enumerate(keys):
+        value = txn.get(key)
+        if value is None and newest:
+            key, value = _newest(cursor, key[:8]) or (key, None)
+        if value is not None:
+            versions[i] = int.from_bytes(key[8:], "big")
+        values.append(value)
+    landing.take(values, part.start or 0)
 
 
 def _newest(cursor: Any, prefix: bytes) -> tuple[bytes, memoryview] | None:
