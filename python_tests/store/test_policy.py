@@ -12,15 +12,13 @@ from vista_ext.store import record as records
 
 
 @pytest.fixture
-def damaged(path, put):
+def damaged(store, put):
     """User 1 has a sound summary, user 2 a corrupt one, user 3 one of another size."""
-    store = LmdbStore.create(path, SPEC)
-    put([1, 2, 3], 5, into=store)
+    put([1, 2, 3], 5)
     for user, harm in ((2, lambda v: v[:1000] + bytes([v[1000] ^ 1]) + v[1001:]), (3, lambda v: v[:-1])):
         key = records.keys(ids(user).numpy(), ids(3).numpy())[0]
         store._environment.write(lambda txn, key=key, harm=harm: txn.put(key, harm(bytes(txn.get(key)))))
-    yield store
-    store.close()
+    return store
 
 
 def test_damage_is_an_error_or_a_miss(damaged, caplog):
