@@ -16,6 +16,8 @@ from vista_ext import _C
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.store.checks import check_choice, check_integer
 
+_FORMAT = 1  # of a store: keys, records, and what it publishes of its spec
+
 
 class StoreError(RuntimeError):
     """The store cannot do what was asked; the message names the store and why."""
@@ -146,6 +148,41 @@ class StoreSpec:
         if set(values) != known:
             raise ValueError(f"spec: expected the keys {sorted(known)}, found {sorted(values)}")
         return cls(**values)
+
+    def to_json(self) -> bytes:
+        """As a store publishes it."""
+        return json.dumps({"format": _FORMAT} | self.to_dict()).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> StoreSpec:
+        """What a store has published; a StoreError that says where if it cannot be read."""
+        try:
+            values = json.loads(text)
+            found = values.pop("format", None)
+            if found != _FORMAT:
+                raise ValueError(f"format expected {_FORMAT}, found {found!r}")
+            return cls.from_dict(values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where}: its spec cannot be read: {error}") from error
+
+    def for_reader(self, wanted: StoreSpec | None, where: str) -> StoreSpec:
+        """With which spec to open a store that has published this one.
+
+        Args:
+            wanted: what the caller can read, of any model version; None: as published.
+
+        Raises:
+            StoreError: naming what differs, what was expected and what was found.
+        """
+        if wanted is None:
+            return self
+        wanted.require_layout_of(self, where)
+        if wanted.model_version == self.model_version:
+            for name, value in wanted.extra.items():
+                found = self.extra.get(name)
+                if found != value:
+                    raise StoreError(f"{where}: extra[{name!r}]: expected {value!r}, found {found!r}")
+        return wanted
 
     def require_layout_of(self, found: StoreSpec, where: str) -> None:
         """Check that rows of `found` can be read as rows of this spec.

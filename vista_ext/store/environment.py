@@ -6,7 +6,6 @@ consistent view without blocking the writer, and makes a commit durable before i
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -19,7 +18,6 @@ from typing import Any
 from vista_ext.store import liblmdb
 from vista_ext.store.base import StoreError, StoreSpec
 
-_FORMAT = 1
 _SPEC_KEY = b"spec"
 _META_BYTES = 2 * 4096  # two pages, of at least this size, say where everything else is
 # Sparse bytes kept behind the last page, more than a transaction of ours takes: see Environment._reserve_tail.
@@ -85,7 +83,7 @@ class Environment:
                     meta = env.open_db(b"meta")
                     env.open_db(b"records")
                     with env.begin(write=True, db=meta) as txn:
-                        txn.put(_SPEC_KEY, _dump(spec))
+                        txn.put(_SPEC_KEY, spec.to_json())
                 finally:
                     env.close()
             except lmdb.Error as error:
@@ -107,19 +105,12 @@ class Environment:
         """The spec it was published with; StoreError if that cannot be read."""
         with self.read(self._meta) as txn:
             data = txn.get(_SPEC_KEY)
-            text = None if data is None else bytes(data)
-        try:
-            values = json.loads(text or b"{}")
-            found = values.pop("format", None)
-            if found != _FORMAT:
-                raise ValueError(f"format expected {_FORMAT}, found {found!r}")
-            return StoreSpec.from_dict(values)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"store {self.path}: its spec cannot be read: {error}") from error
+            text = b"{}" if data is None else bytes(data)
+        return StoreSpec.from_json(text, f"store {self.path}")
 
     def write_spec(self, spec: StoreSpec) -> None:
         """Replace the spec, durably."""
-        self.write(lambda txn: txn.put(_SPEC_KEY, _dump(spec), db=self._meta))
+        self.write(lambda txn: txn.put(_SPEC_KEY, spec.to_json(), db=self._meta))
 
     def entries(self) -> int:
         """Number of records."""
@@ -242,7 +233,3 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _dump(spec: StoreSpec) -> bytes:
-    return json.dumps({"format": _FORMAT} | spec.to_dict()).encode()

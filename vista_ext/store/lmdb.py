@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from vista_ext.store import record
-from vista_ext.store.base import (
-    STRICT,
-    Found,
-    ReadPolicy,
-    StoreError,
-    StoreSpec,
-    Summaries,
-    SummaryStore,
-)
+from vista_ext.store.base import StoreError, StoreSpec
 from vista_ext.store.checks import check_integer, check_tensor
 from vista_ext.store.environment import Environment, new_folder
-from vista_ext.store.reading import landing_for, settle
+from vista_ext.store.keyed import KeyedStore
 
 # Synced commits are worth making large, read transactions worth keeping short; both are cut here.
 BATCH_RECORDS = 1024
@@ -30,7 +22,7 @@ BATCH_BYTES = 32 << 20
 _NEWEST = b"\xff" * 8
 
 
-class LmdbStore(SummaryStore):
+class LmdbStore(KeyedStore):
     """Summaries in an LMDB environment. Made by `create` or `open`.
 
     A store object may be shared between threads, which take turns, not with a forked process, and a process may open an
@@ -39,10 +31,9 @@ class LmdbStore(SummaryStore):
     """
 
     def __init__(self, environment: Environment, spec: StoreSpec) -> None:
+        batch = BATCH_BYTES // (record.HEADER_BYTES + spec.row_bytes)
+        super().__init__(spec, max(1, min(BATCH_RECORDS, batch)))
         self._environment = environment
-        self.spec = spec
-        self._record_bytes = record.HEADER_BYTES + spec.row_bytes
-        self._batch = max(1, min(BATCH_RECORDS, BATCH_BYTES // self._record_bytes))
 
     @classmethod
     def create(cls, path: Path | str, spec: StoreSpec, map_size: int = 1 << 30) -> LmdbStore:
@@ -77,38 +68,10 @@ class LmdbStore(SummaryStore):
         """
         environment = Environment(Path(path), readonly=readonly)
         try:
-            published = environment.read_spec()
-            if spec is None:
-                return cls(environment, published)
-            spec.require_layout_of(published, f"open: store {path}")
-            if spec.model_version == published.model_version:
-                for name, value in spec.extra.items():
-                    found = published.extra.get(name)
-                    if found != value:
-                        raise StoreError(f"open: store {path}: extra[{name!r}]: expected {value!r}, found {found!r}")
-            return cls(environment, spec)
+            return cls(environment, environment.read_spec().for_reader(spec, f"open: store {path}"))
         except BaseException:
             environment.close()
             raise
-
-    def find(self, user_ids: Tensor, policy: ReadPolicy = STRICT, *, out: Tensor | None = None) -> Found:
-        """As in `SummaryStore`."""
-        users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
-        landing = landing_for(self.spec, len(users), out)
-        keys = record.keys(users, self._own_version(len(users)))
-        for begin in range(0, len(users), self._batch):
-            part = slice(begin, begin + self._batch)
-            with self._environment.read() as txn:
-                _read_records(txn, keys[part], policy.on_version_mismatch != "miss", landing, part)
-        return settle(policy, users, landing)
-
-    def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
-        """As in `SummaryStore`; written in the order of the keys."""
-        return self._check_and_write("insert", user_ids, rows, event_times, newest_wins, only_present=False)
-
-    def update(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
-        """As in `SummaryStore`; written in the order of the keys."""
-        return self._check_and_write("update", user_ids, rows, event_times, newest_wins, only_present=True)
 
     def erase(self, user_ids: Tensor) -> int:
         """As in `SummaryStore`."""
@@ -124,7 +87,7 @@ class LmdbStore(SummaryStore):
         check_integer("erase_version", "model_version", model_version, 0)
         ending = model_version.to_bytes(8, "big")
         erased = 0
-        for keys in self._batches_of_keys():
+        for keys in self._batches_of_packed_keys():
             part = [key for key in keys if key[8:] == ending]
             if part:
                 erased += self._environment.write(lambda txn, keys: sum(map(txn.delete, keys)), part)
@@ -142,29 +105,6 @@ class LmdbStore(SummaryStore):
         with new_folder(Path(path), "snapshot") as folder:
             self._environment.copy(folder)
 
-    def load_snapshot(self, path: Path | str) -> int:
-        """As in `SummaryStore`; summaries keep their model versions."""
-        with LmdbStore.open(path) as snapshot:
-            self.spec.require_layout_of(snapshot.spec, f"load_snapshot: {path}")
-            return sum(
-                self._write(*(x.numpy() for x in (s.user_ids, s.versions, s.rows, s.event_times)), newest_wins=True)
-                for s in snapshot
-            )
-
-    def __iter__(self) -> Iterator[Summaries]:
-        for keys in self._batches_of_keys():
-            users, _ = record.parse_keys(keys)
-            landing = record.Landing(self.spec, len(keys))
-            with self._environment.read() as txn:
-                _read_records(txn, keys, False, landing, slice(None))
-            for error in landing.damage(users).values():
-                raise error
-            there = torch.from_numpy(landing.sizes >= 0)  # the others were erased since the keys were read
-            times = torch.from_numpy(np.ascontiguousarray(landing.headers["event_time"]))
-            versions = torch.from_numpy(landing.versions)
-            rows = landing.rows if there.all() else landing.rows[there]
-            yield Summaries(torch.from_numpy(users)[there], rows, times[there], versions[there])
-
     def __len__(self) -> int:
         return self._environment.entries()
 
@@ -172,17 +112,12 @@ class LmdbStore(SummaryStore):
         """Give the environment back; closing twice is fine."""
         self._environment.close()
 
-    def _own_version(self, n: int) -> np.ndarray:
-        return np.full(n, self.spec.model_version, dtype=np.int64)
-
-    def _check_and_write(
-        self, call: str, user_ids: Tensor, rows: Tensor, event_times: Tensor, newest_wins: bool, only_present: bool
-    ) -> int:
-        users = check_tensor(call, "user_ids", user_ids, torch.int64, (None,))
-        data = check_tensor(call, "rows", rows, torch.uint8, (len(users), self.spec.row_bytes))
-        times = check_tensor(call, "event_times", event_times, torch.int64, (len(users),))
-        versions = self._own_version(len(users))
-        return self._write(users, versions, data, times, newest_wins=newest_wins, only_present=only_present)
+    def _fetch(self, users: np.ndarray, versions: np.ndarray, newest: bool, landing: record.Landing) -> None:
+        keys = record.keys(users, versions)
+        for begin in range(0, len(users), self._batch):
+            part = slice(begin, begin + self._batch)
+            with self._environment.read() as txn:
+                _read_records(txn, keys[part], newest, landing, part)
 
     def _write(
         self,
@@ -190,13 +125,9 @@ class LmdbStore(SummaryStore):
         versions: np.ndarray,
         rows: np.ndarray,
         times: np.ndarray,
-        *,
         newest_wins: bool,
-        only_present: bool = False,
+        only_present: bool,
     ) -> int:
-        order = record.in_key_order(users, versions, times, newest_wins)  # which LMDB writes fastest, too
-        users, versions, times = users[order], versions[order], times[order]
-
         def put(txn: Any, keys: list[bytes], records: np.ndarray, event_times: list[int]) -> int:
             written = 0
             for key, value, time in zip(keys, records, event_times, strict=True):
@@ -209,15 +140,13 @@ class LmdbStore(SummaryStore):
                 written += txn.put(key, value)
             return written
 
-        total = 0
-        for begin in range(0, len(order), self._batch):
-            part = slice(begin, begin + self._batch)
-            keys = record.keys(users[part], versions[part])
-            records = record.pack(self.spec, users[part], versions[part], times[part], rows[order[part]])
-            total += self._environment.write(put, keys, records, times[part].tolist())
-        return total
+        records = record.pack(self.spec, users, versions, times, rows)
+        return self._environment.write(put, record.keys(users, versions), records, times.tolist())
 
-    def _batches_of_keys(self) -> Iterator[list[bytes]]:
+    def _batches_of_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return map(record.parse_keys, self._batches_of_packed_keys())
+
+    def _batches_of_packed_keys(self) -> Iterator[list[bytes]]:
         start = b""
         while True:
             with self._environment.read() as txn:
