@@ -29,7 +29,7 @@ struct MDB_envinfo {
 
 constexpr unsigned int kReadOnly = 0x20000, kCreate = 0x40000, kNoThreadLocal = 0x200000, kNoReadAhead = 0x800000;
 constexpr int kNotFound = -30798, kMapFull = -30792, kMapResized = -30785;
-enum CursorOp { kFirst = 0, kGetCurrent = 4, kLast = 6, kNext = 8, kPrevious = 12, kSetRange = 17 };
+enum CursorOp { kFirst = 0, kLast = 6, kNext = 8, kPrevious = 12, kSetRange = 17 };
 
 // Name without the prefix, result, arguments.
 #define VISTA_LIBLMDB_FUNCTIONS(FUNCTION)                                      \

@@ -287,10 +287,10 @@ class Cursor {
     return code == 0;
   }
 
-  // Moves on to the next entry.
+  // Moves on to the next entry, which is what kNext means after a deletion.
   bool remove() {
     check(library.cursor_del(txn_->cursor(), 0), "cursor_del");
-    return move(kGetCurrent) || move(kNext);
+    return move(kNext);
   }
 
   py::object key() const { return key_.mv_data == nullptr ? py::object(py::bytes()) : py::object(view_of(key_)); }

@@ -1,13 +1,13 @@
 """Where liblmdb comes from, and that we call it as it wants to be called."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from workers import engine_of, open_unloaded
 
+from python_tests.needs import missing, program
 from vista_ext import _C
 from vista_ext.store import liblmdb
 
@@ -29,9 +29,9 @@ def engine_in(processes, tmp_path):
 
 
 def test_the_interface_is_that_of_lmdb_h():
-    compiler = shutil.which("g++")
-    if compiler is None or not os.path.exists("/usr/include/lmdb.h"):
-        pytest.skip("no lmdb.h on this machine (Debian: liblmdb-dev)")
+    if not os.path.exists("/usr/include/lmdb.h"):
+        missing("lmdb.h is not installed (Debian: apt-get install liblmdb-dev)")
+    compiler = program("g++", package="g++")
     source = Path(__file__).with_name("liblmdb_abi.cpp")
     subprocess.run(
         [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{HOST}", source], check=True
@@ -66,7 +66,7 @@ def test_nothing_works_before_it_is_loaded(processes, tmp_path):
 
 def test_it_is_loaded_once():
     if liblmdb.engine() is not _C.lmdb:
-        pytest.skip("no liblmdb on this machine")
+        missing("no liblmdb is installed (Debian: apt-get install liblmdb0)")
     with pytest.raises(_C.lmdb.Error, match="loaded already"):
         _C.lmdb.load("liblmdb.so.0", "mdb_")
 
@@ -74,7 +74,7 @@ def test_it_is_loaded_once():
 def test_a_transaction_that_has_ended(tmp_path):
     lmdb = liblmdb.engine()
     if lmdb is not _C.lmdb:
-        pytest.skip("no liblmdb on this machine")
+        missing("no liblmdb is installed (Debian: apt-get install liblmdb0)")
     environment = lmdb.open(str(tmp_path), map_size=1 << 20, max_dbs=1)
     with environment.begin(environment.open_db(b"x"), write=True) as txn:
         txn.put(b"key", b"value")

@@ -5,19 +5,23 @@ import time
 
 import pytest
 import torch
-from workers import SPEC, ids, rows_of
+from workers import SPEC, ids, rows_of, version
 
-from vista_ext.store import ExpiredError, LmdbStore, MissingUserError, ReadPolicy, RecordError, StoreSpec
-from vista_ext.store import record as records
+from vista_ext.store import ExpiredError, MissingUserError, ReadPolicy, RecordError
 
 
 @pytest.fixture
-def damaged(store, put):
+def store(place):
+    with place.create(SPEC) as store:
+        yield store
+
+
+@pytest.fixture
+def damaged(place, store, put):
     """User 1 has a sound summary, user 2 a corrupt one, user 3 one of another size."""
     put([1, 2, 3], 5)
-    for user, harm in ((2, lambda v: v[:1000] + bytes([v[1000] ^ 1]) + v[1001:]), (3, lambda v: v[:-1])):
-        key = records.keys(ids(user).numpy(), ids(3).numpy())[0]
-        store._environment.write(lambda txn, key=key, harm=harm: txn.put(key, harm(bytes(txn.get(key)))))
+    place.change(store, 2, 3, lambda value: value[:1000] + bytes([value[1000] ^ 1]) + value[1001:])
+    place.change(store, 3, 3, lambda value: value[:-1])
     return store
 
 
@@ -55,13 +59,13 @@ def test_stale_within_a_stated_age(store, put):
     assert store.find(ids(1, 2)).hits.all()
 
 
-def test_an_older_version_within_a_stated_age(path, store, put):
+def test_an_older_version_within_a_stated_age(place, store, put):
     """The new model has no summary of a user yet: the old one's is served, but not for ever."""
     now = int(time.time())
     put([1], now - 1000)
     put([2], now - 10)
     store.close()
-    with LmdbStore.open(path, spec=StoreSpec("int8", 16, 256, model_version=4)) as newer:
+    with place.open(version(4)) as newer:
         policy = ReadPolicy(on_version_mismatch="accept", max_age=100, on_miss="flag")
         found = newer.find(ids(1, 2), policy)
         assert found.hits.tolist() == [False, True] and found.versions.tolist() == [-1, 3]

@@ -11,6 +11,10 @@ from vista_ext.store import LmdbStore, StoreSpec, liblmdb
 SPEC = StoreSpec("int8", 16, 256, model_version=3, extra={"checkpoint": "one"})
 
 
+def version(number, **changes):
+    return StoreSpec(SPEC.scheme, SPEC.tokens, SPEC.dim, model_version=number, **changes)
+
+
 def ids(*users):
     return torch.tensor(users, dtype=torch.int64)
 

@@ -80,6 +80,8 @@ class KeyedStore(SummaryStore):
             for error in landing.damage(users).values():
                 raise error
             there = torch.from_numpy(landing.sizes >= 0)  # the others were erased since the keys were read
+            if not there.any():
+                continue
             times = torch.from_numpy(np.ascontiguousarray(landing.headers["event_time"]))
             rows = landing.rows if there.all() else landing.rows[there]
             yield Summaries(
