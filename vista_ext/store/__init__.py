@@ -14,16 +14,22 @@ from vista_ext.store.base import (
     SummaryStore,
     VersionMismatchError,
 )
+from vista_ext.store.hot import CacheFullError, HotCache
 from vista_ext.store.lmdb import LmdbStore
+from vista_ext.store.redis import RedisConfig, RedisStore
 
 __all__ = [
     "STRICT",
+    "CacheFullError",
     "ExpiredError",
     "Found",
+    "HotCache",
     "LmdbStore",
     "MissingUserError",
     "ReadPolicy",
     "RecordError",
+    "RedisConfig",
+    "RedisStore",
     "StoreError",
     "StoreSpec",
     "StoreUnavailableError",

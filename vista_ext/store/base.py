@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -69,6 +69,7 @@ class ReadPolicy:
             (`Found.damaged`; logged as a warning).
         max_age: seconds that a summary's event time may lie in the past, of whatever version it is; None for no limit.
         on_expired: an older summary: "raise", or treat as a "miss" (`Found.expired`).
+        on_unavailable: a server that does not answer: "raise", or treat as a "miss" of all (`Found.unavailable`).
 
     Raises:
         ValueError: naming the argument, what was expected and what was found.
@@ -79,12 +80,14 @@ class ReadPolicy:
     on_damage: Literal["raise", "miss"] = "raise"
     max_age: int | None = None
     on_expired: Literal["raise", "miss"] = "miss"
+    on_unavailable: Literal["raise", "miss"] = "raise"
 
     def __post_init__(self) -> None:
         check_choice("policy", "on_miss", self.on_miss, ("raise", "flag"))
         check_choice("policy", "on_version_mismatch", self.on_version_mismatch, ("raise", "miss", "accept"))
         check_choice("policy", "on_damage", self.on_damage, ("raise", "miss"))
         check_choice("policy", "on_expired", self.on_expired, ("raise", "miss"))
+        check_choice("policy", "on_unavailable", self.on_unavailable, ("raise", "miss"))
         if self.max_age is not None:
             check_integer("policy", "max_age", self.max_age, 0)
 
@@ -205,6 +208,7 @@ class Found:
         event_times: int64 `[n]`, seconds: how fresh each summary is; -1 where there is no hit.
         versions: int64 `[n]`, the model version of each summary; -1 where there is no hit.
         damaged, expired: bool `[n]`, why there is no hit although something is stored (`ReadPolicy`).
+        unavailable: bool `[n]`, there is no hit because the store did not answer.
     """
 
     rows: Tensor
@@ -213,6 +217,7 @@ class Found:
     versions: Tensor
     damaged: Tensor
     expired: Tensor
+    unavailable: Tensor
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,17 @@ class Summaries:
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]
+
+
+class Reader(Protocol):
+    """What a cache can stand in front of: a store, or another cache."""
+
+    @property
+    def spec(self) -> StoreSpec:
+        """What it holds."""
+
+    def find(self, user_ids: Tensor, policy: ReadPolicy = STRICT, *, out: Tensor | None = None) -> Found:
+        """As `SummaryStore.find`."""
 
 
 class SummaryStore(ABC):

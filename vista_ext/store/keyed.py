@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vista_ext.store.base import STRICT, Found, ReadPolicy, StoreSpec, Summaries, SummaryStore
+from vista_ext.store.base import STRICT, Found, ReadPolicy, StoreSpec, StoreUnavailableError, Summaries, SummaryStore
 from vista_ext.store.checks import check_tensor
 from vista_ext.store.reading import landing_for, settle
 from vista_ext.store.record import Landing, in_key_order
@@ -48,7 +48,12 @@ class KeyedStore(SummaryStore):
         """As in `SummaryStore`."""
         users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
         landing = landing_for(self.spec, len(users), out)
-        self._fetch(users, self._own_version(len(users)), policy.on_version_mismatch != "miss", landing)
+        try:
+            self._fetch(users, self._own_version(len(users)), policy.on_version_mismatch != "miss", landing)
+        except StoreUnavailableError:
+            if policy.on_unavailable == "raise":
+                raise
+            return settle(policy, users, landing_for(self.spec, len(users), out), unavailable=True)
         return settle(policy, users, landing)
 
     def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:

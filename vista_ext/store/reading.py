@@ -36,11 +36,12 @@ def landing_for(spec: StoreSpec, n: int, out: Tensor | None) -> Landing:
     return Landing(spec, n, out)
 
 
-def settle(policy: ReadPolicy, users: np.ndarray, landing: Landing) -> Found:
+def settle(policy: ReadPolicy, users: np.ndarray, landing: Landing, *, unavailable: bool = False) -> Found:
     """Judge what landed. What is not a hit has a row of zeros.
 
     Args:
         users: int64 `[n]`, who was asked for.
+        unavailable: nothing landed, since the store did not answer.
 
     Raises:
         As `SummaryStore.find`.
@@ -62,21 +63,29 @@ def settle(policy: ReadPolicy, users: np.ndarray, landing: Landing) -> Found:
         damaged[i] = True
     hits &= ~damaged
     times = np.where(hits, landing.headers["event_time"], -1)
-    expired = np.zeros(n, dtype=bool)
-    if policy.max_age is not None:
-        expired = hits & (times < int(time.time()) - policy.max_age)
-        if expired.any() and policy.on_expired == "raise":
-            raise ExpiredError(users[expired].tolist(), n, f"have no summary of the last {policy.max_age} seconds")
+    expired = hits & is_expired(policy, times)
+    if expired.any() and policy.on_expired == "raise":
+        raise ExpiredError(users[expired].tolist(), n, f"have no summary of the last {policy.max_age} seconds")
     hits &= ~expired
+    away = np.full(n, unavailable)
     if not hits.all():
         if policy.on_miss == "raise":
-            raise MissingUserError(users[~hits].tolist(), n, _why_missing(damaged, expired))
+            why = why_missing(damaged=damaged, expired=expired, unavailable=away)
+            raise MissingUserError(users[~hits].tolist(), n, why)
         landing.rows.numpy()[~hits] = 0
         times[~hits] = -1
     versions = np.where(hits, landing.versions, -1)
-    return Found(landing.rows, *map(torch.from_numpy, (hits, times, versions, damaged, expired)))
+    return Found(landing.rows, *map(torch.from_numpy, (hits, times, versions, damaged, expired, away)))
 
 
-def _why_missing(damaged: np.ndarray, expired: np.ndarray) -> str:
-    causes = [f"{int(mask.sum())} {name}" for mask, name in ((damaged, "damaged"), (expired, "expired")) if mask.any()]
-    return "have no summary" + (f" that can be used ({', '.join(causes)})" if causes else "")
+def why_missing(**causes: np.ndarray) -> str:
+    """For the message about users without a summary: how many of them for which cause, by its mask."""
+    counts = [f"{int(mask.sum())} {name}" for name, mask in causes.items() if mask.any()]
+    return "have no summary" + (f" that can be used ({', '.join(counts)})" if counts else "")
+
+
+def is_expired(policy: ReadPolicy, event_times: np.ndarray) -> np.ndarray:
+    """Which of some event times lie further back than the policy allows."""
+    if policy.max_age is None:
+        return np.zeros(len(event_times), dtype=bool)
+    return event_times < int(time.time()) - policy.max_age
