@@ -53,12 +53,12 @@ def engine() -> Any:
 def candidates() -> Iterator[tuple[str, str]]:
     """Shared libraries that may hold liblmdb, and the prefix of its functions there.
 
-    The system's library first, whose names are a promise. py-lmdb's wheel carries a copy and exports it, under names of
-    its own since it carries two versions.
+    The copy in py-lmdb's wheel first: it is what py-lmdb would use, and newer than what distributions ship. The wheel
+    carries two versions, under names of its own. Then the system's library.
     """
-    yield "liblmdb.so.0", "mdb_"
     wheel = importlib.util.find_spec("lmdb")
     for folder in (wheel.submodule_search_locations if wheel else None) or ():
         for path in sorted(Path(folder).glob("cpython*.so")):
             yield str(path), "mdb09_"
             yield str(path), "mdb_"
+    yield "liblmdb.so.0", "mdb_"
