@@ -36,5 +36,5 @@ class RedisPlace:
         return RedisStore.open(self.config, spec=spec)
 
     def change(self, store, user, version, change):
-        key = f"{self.config.prefix}:u:{user}"
-        store._client.hset(key, version, change(store._client.hget(key, version)))
+        key = f"{self.config.prefix}:{{{user}}}:{version}"
+        store._client.set(key, change(store._client.get(key)))

@@ -30,7 +30,7 @@ def test_the_bytes_are_those_of_the_embedded_store(store, redis_config, put, pat
         put([7], 5, into=embedded)
         (key,) = record.keys(ids(7).numpy(), ids(3).numpy())
         with embedded._environment.read() as txn:
-            assert bytes(txn.get(key)) == store._client.hget(f"{redis_config.prefix}:u:7", 3)
+            assert bytes(txn.get(key)) == store._client.get(f"{redis_config.prefix}:{{7}}:3")
 
 
 @pytest.mark.parametrize(("stored", "offered", "wins"), [
@@ -100,12 +100,36 @@ def test_a_corrupt_record_is_found_and_healed(store, redis_config, put):
 
 def test_what_else_is_on_the_server_is_left_alone(store, redis_config, put):
     put([1])
-    for key in ("u:x", "u:", "u:01", "u:-0", "u:99999999999999999999", "other"):
-        store._client.hset(f"{redis_config.prefix}:{key}", "3", "x")
+    for key in ("{x}:3", "{}:3", "{01}:3", "{-0}:3", "{99999999999999999999}:3", "{5}:99999999999999999999", "other"):
+        store._client.set(f"{redis_config.prefix}:{key}", "x")
+    store._client.set(f"{redis_config.prefix}x:{{5}}:3", "x")
     assert len(store) == 1 and [s.user_ids.tolist() for s in store] == [[1]]
-    store._client.hset(f"{redis_config.prefix}:u:1", "three", "x")
-    with pytest.raises(StoreError, match="a field must be a model version, found b'three'"):
-        list(store)
+    store._client.sadd(f"{redis_config.prefix}:versions", "three")
+    with pytest.raises(StoreError, match="versions must be model versions, found b'three'"):
+        store.erase(ids(1))
+
+
+def test_nothing_is_left_behind(store, redis_config, put):
+    put([1, 2], 5)
+    put([1, 2], 4)
+    store.update(ids(9), rows_of([9], [1]), ids(1))
+    keys = set(store._client.scan_iter(match=f"{redis_config.prefix}:*"))
+    assert keys == {f"{redis_config.prefix}:{k}".encode() for k in ("spec", "versions", "{1}:3", "{2}:3")}
+    assert all(store._client.ttl(key) == -1 for key in keys)
+
+
+def test_a_write_that_is_sent_twice_is_done_once(store, redis_config):
+    """The script ran, but its answer was lost: what is sent again finds the work done."""
+    commands = []
+    execute = store._execute
+    store._execute = lambda c: commands.extend(c) or execute(c)
+    store.insert(ids(1), rows_of([1], [5]), ids(5))
+    (script,) = (command for command in commands if command[0] == "EVAL")
+    assert execute([script]) == [1] and store.find(ids(1)).event_times.item() == 5
+    store.insert(ids(1), rows_of([1], [6]), ids(6))
+    with pytest.raises(StoreError, match="no such key"):  # neither there nor done: nobody may believe that it is
+        execute([script])
+    assert store.find(ids(1)).event_times.item() == 6
 
 
 def test_stores_share_a_server(store, redis_config, put):
@@ -245,7 +269,7 @@ def test_one_master_lost_is_an_error_that_says_so(redis_cluster, put, tmp_path):
     users = torch.arange(60)
     with RedisStore.create(config, SPEC) as store:
         store.insert(users, rows_of(users, users), users)
-        assert len({store._client.keyslot(f"lost:u:{u}") // 5462 for u in users.tolist()}) == 3
+        assert len({store._client.keyslot(f"lost:{{{u}}}:3") // 5462 for u in users.tolist()}) == 3
         redis_cluster.nodes[1].process.send_signal(19)  # SIGSTOP
         try:
             begin = time.monotonic()

@@ -119,10 +119,10 @@ class HotCache:
         with self.gather(user_ids, policy) as lease:
             slots = lease.slots.clamp(min=0)  # reads any row where there is no hit; it is wiped below
             if self._streams is None:
-                torch.index_select(self.rows, 0, slots, out=rows)
+                torch.index_select(_words(self.rows), 0, slots, out=_words(rows))
             else:
                 rows.copy_(self.rows.index_select(0, slots))
-        rows[~lease.hits] = 0
+        rows.numpy()[~lease.hits.numpy()] = 0
         masks = lease.damaged, lease.expired, lease.unavailable
         return Found(rows, lease.hits, lease.event_times, lease.versions, *masks)
 
@@ -154,7 +154,13 @@ class HotCache:
             if taken is None:
                 self._table.drop(users[chosen])
                 return 0
-        arrived = users[chosen], taken, rows[torch.from_numpy(chosen)], times[chosen], versions[chosen]
+        arrived = (
+            users[chosen],
+            taken,
+            _words(rows.contiguous())[torch.from_numpy(chosen)].view(torch.uint8),
+            times[chosen],
+            versions[chosen],
+        )
         self._release(self._fill(*arrived, None))
         self._count(refreshed=len(chosen))
         return len(chosen)
@@ -255,7 +261,7 @@ class HotCache:
             taken = self._table.take(int(hits.sum()))
         if taken is None:
             return False
-        rows = found.rows if hits.all() else found.rows[found.hits]
+        rows = found.rows if hits.all() else _words(found.rows)[found.hits].view(torch.uint8)
         arrived = users[missing[hits]], taken, rows, found.event_times.numpy()[hits], found.versions.numpy()[hits]
         state["slots"][missing[hits]] = self._fill(*arrived, reading)
         return True
@@ -339,3 +345,8 @@ class HotCache:
     def _count(self, **counts: int) -> None:
         with self._freed:
             self._counts.update(counts)
+
+
+def _words(rows: Tensor) -> Tensor:
+    """Rows as eight bytes at a time: torch indexes a tensor of bytes byte by byte."""
+    return rows.view(torch.int64)

@@ -88,7 +88,7 @@ class KeyedStore(SummaryStore):
             if not there.any():
                 continue
             times = torch.from_numpy(np.ascontiguousarray(landing.headers["event_time"]))
-            rows = landing.rows if there.all() else landing.rows[there]
+            rows = landing.rows if there.all() else torch.from_numpy(landing.rows.numpy()[there])
             yield Summaries(
                 torch.from_numpy(users)[there], rows, times[there], torch.from_numpy(landing.versions)[there]
             )

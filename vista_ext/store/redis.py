@@ -1,14 +1,16 @@
 """Summaries on a Redis or Valkey server, or a cluster of them: the same records as in the embedded store.
 
-A user is one hash, so that all its model versions lie on one node: key `<prefix>:u:<user id>`, a field per model
-version (in decimal), the record as its value. `<prefix>:spec` is what the store was published with.
+A record is a string under `<prefix>:{<user id>}:<model version>`, both in decimal; the braces put a user's keys on one
+node. `<prefix>:spec` is what the store was published with, `<prefix>:versions` the set of model versions that were
+written. A write sends the record to a key of its own, and a script gives it its name if nothing newer has that: large
+values never pass through Lua, which would cost several times the write.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,22 +32,29 @@ from vista_ext.store.keyed import KeyedStore
 BATCH_RECORDS = 256
 _TIME = record.HEADER.fields["event_time"][1]  # type: ignore[index]
 
-# One round trip decides and writes, whoever else writes. KEYS: the user; ARGV: version, record, newest_wins,
-# only_present. A stored record whose header is not that of this key is damage, which is overwritten. Times are compared
-# as two words, since Lua's numbers do not hold all of int64. EVAL, not EVALSHA: a pipeline of a cluster has no other,
-# and beside a record the script's text is nothing.
-_WRITE = f"""
-local stored, new = redis.call('HGET', KEYS[1], ARGV[1]), ARGV[2]
-if not stored and ARGV[4] == '1' then return 0 end
-if stored and ARGV[3] == '1' and #stored == #new and stored:sub(1, {_TIME}) == new:sub(1, {_TIME}) then
+# KEYS: the new record's, and the name it should have; ARGV: its header, newest_wins, only_present. Whoever else writes,
+# it decides and renames at once. A stored record whose header is not that of this key is damage, which is overwritten.
+# Times are compared as two words, since Lua's numbers do not hold all of int64. A script that comes again, because its
+# answer was lost, finds its work done.
+_NAME = f"""
+local new, stored = ARGV[1], redis.call('GETRANGE', KEYS[2], 0, {record.HEADER_BYTES - 1})
+local size = redis.call('STRLEN', KEYS[1])
+if size == 0 and stored == new then return 1 end
+local keep = #stored == 0 and ARGV[3] == '1'
+if ARGV[2] == '1' and size == redis.call('STRLEN', KEYS[2]) and stored:sub(1, {_TIME}) == new:sub(1, {_TIME}) then
   local low, high = struct.unpack('<I4i4', stored, {_TIME + 1})
   local new_low, new_high = struct.unpack('<I4i4', new, {_TIME + 1})
-  if high > new_high or (high == new_high and low > new_low) then return 0 end
+  keep = high > new_high or (high == new_high and low > new_low)
 end
-redis.call('HSET', KEYS[1], ARGV[1], new)
+if keep then
+  redis.call('UNLINK', KEYS[1])
+  return 0
+end
+redis.call('RENAME', KEYS[1], KEYS[2])
+redis.call('PERSIST', KEYS[2])
 return 1
 """
-_ERASE = "local n = redis.call('HLEN', KEYS[1]) redis.call('UNLINK', KEYS[1]) return n"
+_UNNAMED_SECONDS = 300  # what a writer that died has sent goes away after this
 
 
 @dataclass(frozen=True)
@@ -148,20 +157,21 @@ class RedisStore(KeyedStore):
 
     def publish(self) -> None:
         """Make this object's spec (model version and `extra`) the one that `open` takes by default from now on."""
-        self._call(lambda client: client.set(f"{self._config.prefix}:spec", self.spec.to_json()))
+        self._call(lambda client: client.set(self._name("spec"), self.spec.to_json()))
 
     def erase(self, user_ids: Tensor) -> int:
         """As in `SummaryStore`."""
         users = np.unique(check_tensor("erase", "user_ids", user_ids, torch.int64, (None,)))
-        return sum(self._pipelined(users, lambda key, _: ("EVAL", _ERASE, 1, key)))
+        versions = self._versions()
+        return self._unlink(np.repeat(users, len(versions)), np.tile(versions, len(users)))
 
     def erase_version(self, model_version: int) -> int:
         """Remove all summaries of one model version, after a roll-out; returns how many there were."""
         check_integer("erase_version", "model_version", model_version, 0)
-        return sum(
-            sum(self._pipelined(users, lambda key, _: ("HDEL", key, model_version)))
-            for users in self._batches_of_users()
-        )
+        users, versions = self._all_keys()
+        erased = self._unlink(users[versions == model_version], versions[versions == model_version])
+        self._call(lambda client: client.srem(self._name("versions"), model_version))
+        return erased
 
     def save_snapshot(self, path: Path | str) -> None:
         """Write all summaries into an embedded store at `path`; it is there completely or not at all.
@@ -180,7 +190,7 @@ class RedisStore(KeyedStore):
             inside.rmdir()
 
     def __len__(self) -> int:
-        return sum(sum(self._pipelined(users, lambda key, _: ("HLEN", key))) for users in self._batches_of_users())
+        return len(self._all_keys()[0])
 
     def close(self) -> None:
         """Close the connections; closing twice is fine."""
@@ -190,21 +200,15 @@ class RedisStore(KeyedStore):
     def _fetch(self, users: np.ndarray, versions: np.ndarray, newest: bool, landing: record.Landing) -> None:
         for begin in range(0, len(users), self._batch):
             part = slice(begin, begin + self._batch)
-            wanted = versions[part].copy()
-            values = self._get(users[part], wanted)
-            missing = [i for i, value in enumerate(values) if value is None]
-            if missing and newest:
-                others = self._pipelined(users[part][missing], lambda key, _: ("HKEYS", key))
-                wanted[missing] = [max(map(self._version, fields), default=-1) for fields in others]
-                missing = [i for i in missing if wanted[i] >= 0]
-                for i, value in zip(missing, self._get(users[part][missing], wanted[missing]), strict=True):
-                    values[i] = value
+            found = versions[part].copy()
+            values = self._execute([("GET", key) for key in self._keys(users[part], found)])
+            for version in self._versions()[::-1] if newest and None in values else ():
+                missing = [i for i, value in enumerate(values) if value is None]
+                keys = self._keys(users[part][missing], np.full(len(missing), version))
+                for i, value in zip(missing, self._execute([("GET", key) for key in keys]), strict=True):
+                    values[i], found[i] = value, version
             landing.take(values, begin)
-            landing.versions[part] = np.where(landing.sizes[part] >= 0, wanted, -1)
-
-    def _get(self, users: np.ndarray, versions: np.ndarray) -> list[bytes | None]:
-        fields = versions.tolist()
-        return self._pipelined(users, lambda key, i: ("HGET", key, fields[i]))
+            landing.versions[part] = np.where(landing.sizes[part] >= 0, found, -1)
 
     def _write(
         self,
@@ -216,44 +220,56 @@ class RedisStore(KeyedStore):
         only_present: bool,
     ) -> int:
         records = record.pack(self.spec, users, versions, times, rows)
-        fields, options = versions.tolist(), (int(newest_wins), int(only_present))
+        nonce = secrets.token_hex(8)
+        commands: list[tuple[Any, ...]] = [("SADD", self._name("versions"), *np.unique(versions).tolist())]
+        for user, key, value in zip(users.tolist(), self._keys(users, versions), records, strict=True):
+            unnamed = self._name(f"{{{user}}}:new:{nonce}")
+            header = value[: record.HEADER_BYTES].tobytes()
+            commands += [
+                ("SET", unnamed, value.data, "EX", _UNNAMED_SECONDS),
+                ("EVAL", _NAME, 2, unnamed, key, header, int(newest_wins), int(only_present)),
+            ]
+        return sum(self._execute(commands)[2::2])
 
-        return sum(
-            self._pipelined(users, lambda key, i: ("EVAL", _WRITE, 1, key, fields[i], records[i].data, *options))
-        )
+    def _unlink(self, users: np.ndarray, versions: np.ndarray) -> int:
+        keys = self._keys(users, versions)
+        parts = (keys[begin : begin + self._batch] for begin in range(0, len(keys), self._batch))
+        return sum(sum(self._execute([("UNLINK", key) for key in part])) for part in parts)
 
-    def _batches_of_users(self) -> Iterator[np.ndarray]:
-        """All users in order: eight bytes of each are held at a time, since a server yields them in none."""
-        pattern = re.compile(re.escape(f"{self._config.prefix}:u:").encode() + rb"(0|-?[1-9]\d*)")
-        found = self._call(lambda client: list(client.scan_iter(match=f"{self._config.prefix}:u:*", count=1000)))
-        ids = (int(match[1]) for match in map(pattern.fullmatch, found) if match)
-        # A scan may yield a key twice.
-        users = np.unique(np.fromiter((i for i in ids if -(2**63) <= i < 2**63), dtype=np.int64))
-        for begin in range(0, len(users), self._batch):
-            yield users[begin : begin + self._batch]
+    def _name(self, name: str) -> str:
+        return f"{self._config.prefix}:{name}"
+
+    def _keys(self, users: np.ndarray, versions: np.ndarray) -> list[str]:
+        pairs = zip(users.tolist(), versions.tolist(), strict=True)
+        return [self._name(f"{{{user}}}:{version}") for user, version in pairs]
+
+    def _versions(self) -> np.ndarray:
+        """Model versions that were written, ascending."""
+        names = self._call(lambda client: client.smembers(self._name("versions")))
+        for name in names:
+            if not re.fullmatch(rb"\d{1,19}", name) or int(name) >= 2**63:
+                raise StoreError(f"store {self._config.where}: versions must be model versions, found {name[:40]!r}")
+        return np.array(sorted(map(int, names)), dtype=np.int64)
+
+    def _all_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and versions of all records, in order: held at once, since a server yields them in none."""
+        pattern = re.compile(re.escape(self._name("")).encode() + rb"\{(0|-?[1-9]\d*)\}:(0|[1-9]\d*)")
+        found = self._call(lambda client: list(client.scan_iter(match=self._name("{*}:*"), count=1000)))
+        pairs = ((int(match[1]), int(match[2])) for match in map(pattern.fullmatch, found) if match)
+        limit = 2**63
+        keys = [(user, version) for user, version in pairs if -limit <= user < limit and version < limit]
+        table = np.unique(np.array(keys, dtype=np.int64).reshape(-1, 2), axis=0)  # a scan may yield a key twice
+        return table[:, 0].copy(), table[:, 1].copy()
 
     def _batches_of_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for users in self._batches_of_users():
-            fields = self._pipelined(users, lambda key, _: ("HKEYS", key))
-            versions = [sorted(map(self._version, names)) for names in fields]
-            together = np.fromiter(itertools.chain.from_iterable(versions), dtype=np.int64)
-            yield np.repeat(users, [len(v) for v in versions]), together
+        users, versions = self._all_keys()
+        for begin in range(0, len(users), self._batch):
+            yield users[begin : begin + self._batch], versions[begin : begin + self._batch]
 
-    def _version(self, name: bytes) -> int:
-        if not re.fullmatch(rb"\d{1,19}", name) or int(name) >= 2**63:
-            raise StoreError(f"store {self._config.where}: a field must be a model version, found {name[:40]!r}")
-        return int(name)
-
-    def _pipelined(self, users: np.ndarray, command: Callable[[str, int], tuple[Any, ...]]) -> list[Any]:
-        """The replies to a command for each user, `command(key, index)`, in one round trip (of a cluster, one to each
-        node)."""
-        keys = [f"{self._config.prefix}:u:{user}" for user in users.tolist()]
-        commands = [command(key, i) for i, key in enumerate(keys)]
+    def _execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies to some commands, in one round trip (of a cluster, one to each node)."""
         execute = _execute_in_cluster if self._config.cluster else _execute
-        replies: list[Any] = []
-        for begin in range(0, len(commands), self._batch):
-            replies += self._call(execute, commands[begin : begin + self._batch])
-        return replies
+        return list(self._call(execute, commands)) if commands else []
 
     def _call(self, work: Callable[..., Any], *args: Any) -> Any:
         if self._closed:
