@@ -117,11 +117,11 @@ class HotCache:
         users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
         rows = landing_for(self.spec, len(users), out).rows
         with self.gather(user_ids, policy) as lease:
-            slots = lease.slots.clamp(min=0)  # reads any row where there is no hit; it is wiped below
+            # A slot of -1 reads any row, which is wiped below. numpy copies rows of bytes whole, torch byte by byte.
             if self._streams is None:
-                torch.index_select(_words(self.rows), 0, slots, out=_words(rows))
+                np.take(self.rows.numpy(), lease.slots.numpy(), axis=0, out=rows.numpy(), mode="clip")
             else:
-                rows.copy_(self.rows.index_select(0, slots))
+                rows.copy_(self.rows.index_select(0, lease.slots.clamp(min=0)))
         rows.numpy()[~lease.hits.numpy()] = 0
         masks = lease.damaged, lease.expired, lease.unavailable
         return Found(rows, lease.hits, lease.event_times, lease.versions, *masks)
@@ -138,7 +138,7 @@ class HotCache:
             How many summaries were replaced.
         """
         users = check_tensor("update", "user_ids", user_ids, torch.int64, (None,))
-        check_tensor("update", "rows", rows, torch.uint8, (len(users), self.spec.row_bytes))
+        data = check_tensor("update", "rows", rows, torch.uint8, (len(users), self.spec.row_bytes))
         times = check_tensor("update", "event_times", event_times, torch.int64, (len(users),))
         versions = self._own_versions(len(users))
         order = in_key_order(users, versions, times, newest_wins=True)
@@ -154,13 +154,7 @@ class HotCache:
             if taken is None:
                 self._table.drop(users[chosen])
                 return 0
-        arrived = (
-            users[chosen],
-            taken,
-            _words(rows.contiguous())[torch.from_numpy(chosen)].view(torch.uint8),
-            times[chosen],
-            versions[chosen],
-        )
+        arrived = users[chosen], taken, torch.from_numpy(data[chosen]), times[chosen], versions[chosen]
         self._release(self._fill(*arrived, None))
         self._count(refreshed=len(chosen))
         return len(chosen)
@@ -261,7 +255,7 @@ class HotCache:
             taken = self._table.take(int(hits.sum()))
         if taken is None:
             return False
-        rows = found.rows if hits.all() else _words(found.rows)[found.hits].view(torch.uint8)
+        rows = found.rows if hits.all() else torch.from_numpy(found.rows.numpy()[hits])
         arrived = users[missing[hits]], taken, rows, found.event_times.numpy()[hits], found.versions.numpy()[hits]
         state["slots"][missing[hits]] = self._fill(*arrived, reading)
         return True
@@ -345,8 +339,3 @@ class HotCache:
     def _count(self, **counts: int) -> None:
         with self._freed:
             self._counts.update(counts)
-
-
-def _words(rows: Tensor) -> Tensor:
-    """Rows as eight bytes at a time: torch indexes a tensor of bytes byte by byte."""
-    return rows.view(torch.int64)
