@@ -3,12 +3,14 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from workers import SPEC, constant, ids, rows_of, version
 
 from vista_ext import ops
+from vista_ext.serve.scorer import from_cache, from_store
 from vista_ext.store import (
     STRICT,
     CacheFullError,
@@ -48,6 +50,15 @@ def engine(request):
     return request.param
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def hot(request):
+    """A cache on each device that is there."""
+    return partial(HotCache, device=request.param)
+
+
 @pytest.fixture
 def backend(store):
     return Backend(store)
@@ -56,12 +67,12 @@ def backend(store):
 def check(lease, users, generations):
     users, generations = ids(*users), ids(*generations)
     assert lease.hits.all() and lease.event_times.tolist() == generations.tolist()
-    assert torch.equal(lease.rows[lease.slots], rows_of(users, generations))
+    assert torch.equal(lease.rows[lease.slots].cpu(), rows_of(users, generations))
 
 
-def test_a_summary_is_read_once(backend, put):
+def test_a_summary_is_read_once(backend, put, hot):
     put([1, 2, 3], 5)
-    cache = HotCache(backend, 8)
+    cache = hot(backend, 8)
     with cache.gather(ids(2, 1, 2)) as lease:
         check(lease, [2, 1, 2], [5, 5, 5])
         assert lease.slots[0] == lease.slots[2] and lease.versions.tolist() == [3, 3, 3]
@@ -74,22 +85,22 @@ def test_a_summary_is_read_once(backend, put):
     assert 0 < stats.gather.quantile(0.5) <= stats.gather.quantile(0.99) and stats.gather.total > 0
 
 
-def test_slots_feed_cache_gather(backend, store):
+def test_slots_feed_cache_gather(backend, store, hot):
     spec = backend.spec
     x = torch.randn(3, spec.tokens, spec.dim, generator=torch.Generator().manual_seed(0))
     rows = ops.quantize_rows(x)
     store.insert(ids(1, 2, 3), rows, ids(1, 1, 1))
-    with HotCache(backend, 4).gather(ids(3, 9, 1), FLAG) as lease:
+    with hot(backend, 4).gather(ids(3, 9, 1), FLAG) as lease:
         assert lease.hits.tolist() == [True, False, True] and lease.slots[1] == -1
-        back = lease.dequantize()
+        back = lease.dequantize().cpu()
     expected = ops.dequantize_rows(rows, spec.tokens, spec.dim)
     assert torch.equal(back[0], expected[2]) and torch.equal(back[2], expected[0]) and not back[1].any()
 
 
-def test_find_is_that_of_a_store_and_caches_stack(backend, put):
+def test_find_is_that_of_a_store_and_caches_stack(backend, put, hot):
     put([1, 2], 5)
-    inner = HotCache(backend, 8)
-    outer = HotCache(inner, 3)
+    inner = hot(backend, 8)
+    outer = hot(inner, 3)
     for cache in (inner, outer, outer):
         found = cache.find(ids(2, 7, 1), FLAG)
         assert found.hits.tolist() == [True, False, True] and found.event_times.tolist() == [5, -1, 5]
@@ -100,15 +111,15 @@ def test_find_is_that_of_a_store_and_caches_stack(backend, put):
     assert torch.equal(out, rows_of([1, 2], [5, 5]))
 
 
-def test_no_users(backend):
-    with HotCache(backend, 1).gather(ids()) as lease:
+def test_no_users(backend, hot):
+    with hot(backend, 1).gather(ids()) as lease:
         assert lease.slots.shape == (0,) and lease.dequantize().shape == (0, 16, 256)
     assert backend.asked == []
 
 
-def test_the_policy_is_that_of_stores(backend, put, path, store):
+def test_the_policy_is_that_of_stores(backend, put, path, store, hot):
     put([1], int(time.time()) - 1000)
-    cache = HotCache(backend, 8)
+    cache = hot(backend, 8)
     with pytest.raises(MissingUserError, match="1 of 2 users have no summary: 2"):
         cache.gather(ids(1, 2))
     with cache.gather(ids(1)):  # is cached now
@@ -121,7 +132,7 @@ def test_the_policy_is_that_of_stores(backend, put, path, store):
         assert lease.expired.tolist() == [True] and not lease.hits.any()
     store.close()
     with LmdbStore.open(path, spec=version(9)) as newer:
-        cache = HotCache(newer, 8)
+        cache = hot(newer, 8)
         with cache.gather(ids(1), ReadPolicy(on_version_mismatch="accept")) as lease:
             assert lease.versions.tolist() == [3]
         with pytest.raises(VersionMismatchError):  # although it is cached
@@ -129,11 +140,11 @@ def test_the_policy_is_that_of_stores(backend, put, path, store):
     assert cache._table._held == 0
 
 
-def test_damage(backend, store, put):
+def test_damage(backend, store, put, hot):
     put([1, 2], 5)
     key = b"\x80" + bytes(6) + b"\x02" + bytes(7) + b"\x03"
     store._environment.write(lambda txn: txn.put(key, bytes(txn.get(key))[:-1] + b"x"))
-    cache = HotCache(backend, 8)
+    cache = hot(backend, 8)
     with pytest.raises(RecordError, match="user 2"):
         cache.gather(ids(1, 2))
     with cache.gather(ids(1, 2), ReadPolicy(on_damage="miss", on_miss="flag")) as lease:
@@ -141,9 +152,9 @@ def test_damage(backend, store, put):
     assert cache._table._held == 0
 
 
-def test_who_is_held_is_not_evicted(backend, put):
+def test_who_is_held_is_not_evicted(backend, put, hot):
     put(list(range(10)), 5)
-    cache = HotCache(backend, 4, wait=0.05)
+    cache = hot(backend, 4, wait=0.05)
     with cache.gather(ids(0, 1, 2)) as lease:
         for user in range(3, 10):
             with cache.gather(ids(user)):
@@ -160,9 +171,9 @@ def test_who_is_held_is_not_evicted(backend, put):
     assert cache.stats().evictions >= 9
 
 
-def test_a_request_waits_for_slots(backend, put):
+def test_a_request_waits_for_slots(backend, put, hot):
     put(list(range(4)), 5)
-    cache = HotCache(backend, 2, wait=30)
+    cache = hot(backend, 2, wait=30)
     lease = cache.gather(ids(0, 1))
     timer = threading.Timer(0.2, lease.release)
     timer.start()
@@ -172,11 +183,11 @@ def test_a_request_waits_for_slots(backend, put):
     assert cache._table._held == 0
 
 
-def test_a_summary_is_read_again_in_time(backend, put, monkeypatch):
+def test_a_summary_is_read_again_in_time(backend, put, monkeypatch, hot):
     now = [100.0]
     monkeypatch.setattr("vista_ext.store.hot.time.monotonic", lambda: now[0])
     put([1], 5)
-    cache = HotCache(backend, 4, refresh_after=60)
+    cache = hot(backend, 4, refresh_after=60)
     with cache.gather(ids(1)) as old:
         put([1], 6)
         now[0] += 60
@@ -189,11 +200,11 @@ def test_a_summary_is_read_again_in_time(backend, put, monkeypatch):
     assert len(backend.asked) == 2
 
 
-def test_a_store_that_is_away(backend, put, monkeypatch):
+def test_a_store_that_is_away(backend, put, monkeypatch, hot):
     now = [100.0]
     monkeypatch.setattr("vista_ext.store.hot.time.monotonic", lambda: now[0])
     put([1, 2], 5)
-    cache = HotCache(backend, 4, refresh_after=60, stale_for=600, retry_after=5)
+    cache = hot(backend, 4, refresh_after=60, stale_for=600, retry_after=5)
     degrade = ReadPolicy(on_miss="flag", on_unavailable="miss")
     with cache.gather(ids(1)):
         pass
@@ -223,9 +234,9 @@ def test_a_store_that_is_away(backend, put, monkeypatch):
     assert cache.stats().stale == 4 and cache._table._held == 0
 
 
-def test_update_replaces_what_is_cached(backend, put):
+def test_update_replaces_what_is_cached(backend, put, hot):
     put([1, 2], 5)
-    cache = HotCache(backend, 4)
+    cache = hot(backend, 4)
     with cache.gather(ids(1)) as old:
         users, times = ids(1, 2, 1, 1), ids(6, 6, 9, 7)
         assert cache.update(users, rows_of(users, times), times) == 1
@@ -238,7 +249,7 @@ def test_update_replaces_what_is_cached(backend, put):
     assert cache.stats().refreshed == 1 and cache._table._held == 0
     lease = cache.gather(ids(1, 2))
     others = cache.gather(ids(1, 2))
-    full = HotCache(backend, 1)
+    full = hot(backend, 1)
     with full.gather(ids(1)) as held:  # no slot for the new one: the old one is at least not served again
         assert full.update(ids(1), rows_of([1], [9]), ids(9)) == 0
         check(held, [1], [5])
@@ -249,10 +260,10 @@ def test_update_replaces_what_is_cached(backend, put):
     others.release()
 
 
-def test_an_update_overtakes_a_reading(backend, put):
+def test_an_update_overtakes_a_reading(backend, put, hot):
     """What is read from the store while a newer summary arrives must not bury it."""
     put([1], 5)
-    cache = HotCache(backend, 4)
+    cache = hot(backend, 4)
     backend.before_answer = lambda: cache.update(ids(1), rows_of([1], [6]), ids(6))
     with cache.gather(ids(1)) as lease:
         check(lease, [1], [6])
@@ -261,9 +272,9 @@ def test_an_update_overtakes_a_reading(backend, put):
     assert len(backend.asked) == 1
 
 
-def test_an_invalidation_overtakes_a_reading(backend, put):
+def test_an_invalidation_overtakes_a_reading(backend, put, hot):
     put([1], 5)
-    cache = HotCache(backend, 4)
+    cache = hot(backend, 4)
     backend.before_answer = lambda: cache.invalidate(ids(1))
     with cache.gather(ids(1)) as lease:
         check(lease, [1], [5])  # begun before: served, but not kept
@@ -274,11 +285,11 @@ def test_an_invalidation_overtakes_a_reading(backend, put):
     assert cache.invalidate(ids(1, 2)) == 1 and len(backend.asked) == 2 and cache._table._held == 0
 
 
-def test_an_erased_user_is_forgotten(backend, store, put, monkeypatch):
+def test_an_erased_user_is_forgotten(backend, store, put, monkeypatch, hot):
     now = [100.0]
     monkeypatch.setattr("vista_ext.store.hot.time.monotonic", lambda: now[0])
     put([1], 5)
-    cache = HotCache(backend, 4, refresh_after=1)
+    cache = hot(backend, 4, refresh_after=1)
     with cache.gather(ids(1)):
         store.erase(ids(1))
     now[0] += 2
@@ -288,11 +299,11 @@ def test_an_erased_user_is_forgotten(backend, store, put, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["update", "refresh"])
-def test_nobody_sees_a_mixture(store, put, way):
+def test_nobody_sees_a_mixture(store, put, way, hot):
     """Readers in threads while every summary is replaced all the time, in a cache too small for all users."""
     users = torch.arange(48)
     put(users.tolist(), 0)
-    cache = HotCache(store, 40, wait=30, refresh_after=None if way == "update" else 0)
+    cache = hot(store, 40, wait=30, refresh_after=None if way == "update" else 0)
     stop = time.monotonic() + 4
     seen = set()
 
@@ -303,7 +314,7 @@ def test_nobody_sees_a_mixture(store, put, way):
             mine = users[torch.randperm(48, generator=generator)[:8]]
             with cache.gather(mine) as lease:
                 for _ in range(3):  # a lease keeps what it has, however often it is read
-                    assert torch.equal(lease.rows[lease.slots], rows_of(mine, lease.event_times))
+                    assert torch.equal(lease.rows[lease.slots].cpu(), rows_of(mine, lease.event_times))
             seen.update(lease.event_times.tolist())
             reads += 1
         return reads
@@ -340,8 +351,8 @@ def test_bad_options(backend, options, message):
         HotCache(backend, **options)
 
 
-def test_bad_arguments(backend):
-    cache = HotCache(backend, 2)
+def test_bad_arguments(backend, hot):
+    cache = hot(backend, 2)
     for call, message in [
         (lambda: cache.gather([1]), r"gather: user_ids must be a tensor, int64 \[n\] on cpu, found list"),
         (lambda: cache.update(ids(1), rows_of([1, 2], [1, 1]), ids(1)), r"update: rows must be uint8 \[1, 4224\]"),
@@ -352,10 +363,17 @@ def test_bad_arguments(backend):
             call()
 
 
-def test_int4_rows(path):
+def test_int4_rows(path, hot):
     spec = StoreSpec("int4", 4, 128)
     rows = ops.quantize_rows(torch.randn(3, 4, 128), scheme="int4")
     with LmdbStore.create(path, spec) as store:
         store.insert(ids(1, 2, 3), rows, ids(1, 1, 1))
-        with HotCache(store, 3).gather(ids(3, 1)) as lease:
-            assert torch.equal(lease.dequantize(), ops.dequantize_rows(rows[[2, 0]], 4, 128, scheme="int4"))
+        with hot(store, 3).gather(ids(3, 1)) as lease:
+            assert torch.equal(lease.dequantize().cpu(), ops.dequantize_rows(rows[[2, 0]], 4, 128, scheme="int4"))
+
+
+def test_scoring_reads_through_the_cache(hot, backend, store):
+    rows = ops.quantize_rows(torch.randn(3, SPEC.tokens, SPEC.dim))
+    store.insert(ids(1, 2, 3), rows, ids(1, 1, 1))
+    through = from_cache(hot(backend, 4))(ids(3, 1, 3))
+    assert torch.equal(through.cpu(), from_store(store)(ids(3, 1, 3)))

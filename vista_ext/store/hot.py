@@ -80,7 +80,7 @@ class HotCache:
         self._away_until = 0.0
         self._counts: Counter[str] = Counter()
         self._gather_times, self._read_times = LatencyRecorder(), LatencyRecorder()
-        self._streams = None if on_host else StreamOrder(slots)
+        self._streams = None if on_host else StreamOrder(slots, self.rows.device)
 
     def gather(self, user_ids: Tensor, policy: ReadPolicy = STRICT) -> Lease:
         """Bring the summaries of some users into slots, and hold them there.

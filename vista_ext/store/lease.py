@@ -66,7 +66,8 @@ class Lease:
 class StreamOrder:
     """Keeps the work of CUDA streams on a slot in order, where its users are on different streams."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._device = device
         self._written: np.ndarray = np.full(slots, None, dtype=object)
         self._read: np.ndarray = np.full(slots, None, dtype=object)
 
@@ -76,7 +77,7 @@ class StreamOrder:
 
     def after_writing(self, slots: np.ndarray) -> None:
         """Others may wait for what the current stream has written."""
-        self._written[slots] = torch.cuda.current_stream().record_event()
+        self._written[slots] = self._stream().record_event()
 
     def before_reading(self, slots: np.ndarray) -> None:
         """The current stream waits for what others are writing."""
@@ -84,9 +85,11 @@ class StreamOrder:
 
     def after_reading(self, slots: np.ndarray) -> None:
         """Others may wait until the current stream has read."""
-        self._read[slots] = torch.cuda.current_stream().record_event()
+        self._read[slots] = self._stream().record_event()
 
-    @staticmethod
-    def _wait(events: np.ndarray) -> None:
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self._device)
+
+    def _wait(self, events: np.ndarray) -> None:
         for event in set(events.tolist()) - {None}:
-            torch.cuda.current_stream().wait_event(event)
+            self._stream().wait_event(event)
