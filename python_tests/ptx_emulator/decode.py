@@ -241,6 +241,8 @@ class Program:
                     self.layout.add(variable.name, variable.size, variable.align)
         self.static_shared = sum(size for _, size in self.layout.variables.values())
         self.local_bytes = local_bytes
+        aligns = [variable.align for variable in module.variables.values() if variable.name in self.dynamic]
+        self.dynamic_align = max(aligns, default=1)  # to which what lies before is rounded up
         for name in self.dynamic:  # all of them start at the same place; each launch gives the size
             if name == self.dynamic[0]:
                 self.layout.add(name, 0, 1024)

@@ -198,7 +198,7 @@ class Device:
 
     def _wrong_launch(self, program: Program, grid, block, request: _LaunchRequest) -> str | None:
         threads = block[0] * block[1] * block[2]
-        static = program.static_shared
+        static = -(-program.static_shared // program.dynamic_align) * program.dynamic_align
         allowed = request.most_dynamic_shared if request.most_dynamic_shared >= 0 else self.attributes[8] - static
         if not 0 < threads <= (program.kernel.max_threads or 1024):
             return f"{threads} threads per block, {program.kernel.max_threads or 1024} allowed"

@@ -31,9 +31,12 @@ class Product:
 
 
 class Products:
-    """Each warp computes its rows when it comes by. But what a warpgroup's warps commit in the same place is one group:
-    it is complete when all have committed it, and complete for all, as CUTLASS's pipelines have it, of which one thread
-    of a warpgroup releases what all four warps have read."""
+    """Each warp computes its rows when it comes by.
+
+    But a product is one of the warpgroup, and so is a group of them, as the manual has it: complete when all four warps
+    have committed it, and for all of them. So one thread may release what the whole warpgroup has read, which is how
+    CUTLASS's pipelines do it between the blocks of a cluster.
+    """
 
     def __init__(self, wave: Wave):
         self.wave = wave

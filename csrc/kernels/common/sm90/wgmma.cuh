@@ -127,7 +127,8 @@ __device__ inline void multiply(float (&acc)[J][4], const Fragment (&a)[K], cons
 
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Until at most kLeft of the committed groups are under way. Name the accumulators that are complete then.
+// Until at most kLeft of the committed groups are under way. Name the accumulators that are complete then. Products are
+// the warpgroup's: what they read in shared memory, for whichever warp, has been read.
 template <int kLeft, class... Accumulators>
 __device__ inline void wait_products(Accumulators&... acc) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
