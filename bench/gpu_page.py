@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-PEERS = ("eager", "compile", "fla", "fbgemm")
+PEERS = ("eager", "compile", "flex", "varlen", "fla", "fbgemm")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ def _of_floor(limit: float) -> dict[str, Any]:
     return {"value": lambda row: row["ratio_to_floor"], "met": lambda value: value <= limit}
 
 
+def _faster_than(peer: str) -> dict[str, Any]:
+    return {"value": lambda row: row.get(f"ratio_to_{peer}"), "met": lambda value: value > 1}
+
+
+CANDIDATES, ROWS = ("512 x 4000",), ("int8 512 x 4000",)
 QLA_SHAPES = ("512 x 2000", "512 x 16000", "1 x 1000000")
 USERS = ("int8 512 ", "int8 4096 ", "int8 65536 ")
 _FASTER: dict[str, Any] = {"value": lambda row: row.get("ratio_to_fla"), "met": lambda value: value >= 2.5}
@@ -37,6 +42,13 @@ TARGETS = [
             Target(f"QLA {name}: at least 2.5 x faster than fla", "qla", QLA_SHAPES, backward, **_FASTER),
         )
     ],
+    # 0.88 ms at 2.11 GB are 1.25 times the floor of a card that copies 3.0 TB/s.
+    Target("target attention: at most 1.25 x floor", "jagged_cross_attn", CANDIDATES, False, **_of_floor(1.25)),
+    *[
+        Target(f"target attention: faster than {peer}", "jagged_cross_attn", CANDIDATES, False, **_faster_than(peer))
+        for peer in ("flex", "varlen", "eager")
+    ],
+    Target("target attention on int8 rows: at most 1.25 x floor", "cached_cross_attn", ROWS, False, **_of_floor(1.25)),
     # 80 % of copy bandwidth is 1.25 times the floor.
     Target("gather + dequantize: at most 1.25 x floor, cold", "cache_gather", USERS, False, **_of_floor(1.25)),
     Target("quantize: at most 1.25 x floor, cold", "quantize_rows", USERS, False, **_of_floor(1.25)),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from bench import cuda_timing, gpu_cases, peers
+from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
+    cross_attn_case,
     differentiable,
     gather_case,
     qla_case,
@@ -80,6 +82,11 @@ SMALL = [
     gather_case("fp8_e4m3", 9, 20, torch.bfloat16),
     quantize_case(9, torch.bfloat16),
     scatter_case(9, 20),
+    cross_attn_case("attention", 9, 40, 9, False, torch.bfloat16, True),
+    cross_attn_case("attention with own items", 9, 40, 9, True, torch.bfloat16, True),
+    cross_attn_case("shared sequences", 9, 40, 3, True, torch.bfloat16, False),
+    cached_cross_attn_case(9, 40, "int4", torch.bfloat16),
+    cached_cross_attn_case(9, 40, "int8", torch.bfloat16, two_ops=True),
 ]
 
 
@@ -93,7 +100,7 @@ def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeyp
     for function in (problem.ours, problem.composition):
         result = differentiable(function, problem.inputs, case.backward) if problem.inputs else function()
         assert_as_good_as(problem.values(result), exact, reference)
-    whole = case.shape in ("jagged", "no targets")
+    whole = case.shape in ("jagged", "no targets", "shared sequences")
     assert problem.checked == "all of it" if whole else " of 9 " in problem.checked
 
 
