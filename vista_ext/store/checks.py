@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vista_ext.store.base import Summaries
 
 
 def check_tensor(call: str, name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -21,6 +26,23 @@ def check_tensor(call: str, name: str, value: Tensor, dtype: torch.dtype, shape:
         found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
         raise ValueError(f"{call}: {name} must be {wanted}, found {found}")
     return value.detach().contiguous().numpy()
+
+
+def check_summaries(
+    call: str, summaries: Summaries, row_bytes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """User ids, versions, rows and event times as contiguous numpy arrays.
+
+    Raises:
+        ValueError: naming call, argument, expected and found.
+    """
+    users = check_tensor(call, "user_ids", summaries.user_ids, torch.int64, (None,))
+    n = len(users)
+    versions = check_tensor(call, "versions", summaries.versions, torch.int64, (n,))
+    for version in versions[versions < 0][:1]:
+        raise ValueError(f"{call}: versions must be at least 0, found {version}")
+    rows = check_tensor(call, "rows", summaries.rows, torch.uint8, (n, row_bytes))
+    return users, versions, rows, check_tensor(call, "event_times", summaries.event_times, torch.int64, (n,))
 
 
 def check_choice(call: str, name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vista_ext.store.base import STRICT, Found, ReadPolicy, StoreSpec, StoreUnavailableError, Summaries, SummaryStore
-from vista_ext.store.checks import check_tensor
+from vista_ext.store.checks import check_summaries, check_tensor
 from vista_ext.store.reading import landing_for, settle
 from vista_ext.store.record import Landing, in_key_order
 
@@ -65,9 +65,9 @@ class KeyedStore(SummaryStore):
         return self._check_and_write("update", user_ids, rows, event_times, newest_wins, only_present=True)
 
     def add(self, summaries: Summaries) -> int:
-        """Write summaries of this layout and any model version, such as another store yields; the newest event time
-        wins. Returns how many were written."""
-        arrays = (x.numpy() for x in (summaries.user_ids, summaries.versions, summaries.rows, summaries.event_times))
+        """Write summaries of this layout that came from elsewhere, of any model version; the newest event time wins.
+        Returns how many were written."""
+        arrays = check_summaries("add", summaries, self.spec.row_bytes)
         return self._write_each_once(*arrays, newest_wins=True, only_present=False)
 
     def load_snapshot(self, path: Path | str) -> int:
