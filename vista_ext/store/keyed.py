@@ -65,10 +65,9 @@ class KeyedStore(SummaryStore):
         return self._check_and_write("update", user_ids, rows, event_times, newest_wins, only_present=True)
 
     def add(self, summaries: Summaries) -> int:
-        """Write summaries of this layout that came from elsewhere, of any model version; the newest event time wins.
-        Returns how many were written."""
-        arrays = check_summaries("add", summaries, self.spec.row_bytes)
-        return self._write_each_once(*arrays, newest_wins=True, only_present=False)
+        """As in `SummaryStore`; each model version is kept beside the others."""
+        users, versions, rows, times = check_summaries("add", summaries, self.spec.row_bytes)
+        return self._write_each_once(users, versions, rows, times, newest_wins=True, only_present=False)
 
     def load_snapshot(self, path: Path | str) -> int:
         """As in `SummaryStore`; summaries keep their model versions."""
