@@ -164,7 +164,7 @@ class _Layer(nn.Module):
         users = x.shape[0] // self.events
         offsets = torch.arange(users + 1, device=x.device) * self.events
         scale = torch.full((users,), 1 / self.events, device=x.device)
-        state = self.block.state(*self.block.keys_values(x), offsets, self.events)
+        state = self.block.state(x, offsets, self.events)
         return self.block.read(x, state, scale, offsets, self.events)
 
 

@@ -92,7 +92,7 @@ class Summarizer(nn.Module):
         walk = _SeedWalk(self, lengths, events.dtype)
         for number, block in enumerate(self.layers):
             layer = cast(QlaBlock, block)
-            states[:, number] += layer.state(*layer.keys_values(events), seq_offsets, max_seq_len)
+            states[:, number] += layer.state(events, seq_offsets, max_seq_len)
             state = walk.advance(layer, states[:, number])
             if number + 1 < len(self.layers):
                 events = layer.read(events, state, walk.attn_scale, seq_offsets, max_seq_len)
