@@ -51,6 +51,15 @@ def _cases() -> list[Case]:
     cases += [gather_case("int8", users, 2 * max(users, 4096), bf16) for users in (512, 4096, 65536)]
     cases += [quantize_case(users, bf16) for users in (512, 4096, 65536)]
     cases += [state_case("1 x 1000000", 1, MILLION, bf16), state_case("512 x 2000", 512, 2000, bf16)]
+    cases += [
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, False),
+        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, True),
+        scoring_case("512 users x 500", 512, 500, PRODUCTION, bf16),
+        scoring_case("1 user x 500", 1, 500, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16", 512, 2000, 16, PRODUCTION, bf16),
+        training_case("512 x 2000 x 16 compiled", 512, 2000, 16, PRODUCTION, bf16, compiled=True, **again),
+        *[summarize_case(f"1 x 1000000 by {chunk}", 1, MILLION, PRODUCTION, bf16, chunk) for chunk in (MILLION, 8192)],
+    ]
     for backward in (False, True):
         cases += [
             projected_case("128 x 16000", 128, 16000, bf16, backward),
@@ -80,15 +89,6 @@ def _cases() -> list[Case]:
     ]
     cases += [sglu_case(1_024_000, bf16, backward, 128, 512) for backward in (False, True)]
     cases += [scatter_case(users, 2 * max(users, 4096)) for users in (512, 4096, 65536)]
-    cases += [
-        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, False),
-        layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, True),
-        scoring_case("512 users x 500", 512, 500, PRODUCTION, bf16),
-        scoring_case("1 user x 500", 1, 500, PRODUCTION, bf16),
-        training_case("512 x 2000 x 16", 512, 2000, 16, PRODUCTION, bf16),
-        training_case("512 x 2000 x 16 compiled", 512, 2000, 16, PRODUCTION, bf16, compiled=True, **again),
-        *[summarize_case(f"1 x 1000000 by {chunk}", 1, MILLION, PRODUCTION, bf16, chunk) for chunk in (MILLION, 8192)],
-    ]
     cases += [
         qla_case("2 x 200-300", [300, 200], TARGETS, fp32, True, quick=True),
         qla_case("3 x 200", [200] * 3, TARGETS, bf16, False, quick=True),

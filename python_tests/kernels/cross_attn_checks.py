@@ -49,6 +49,7 @@ class Case:
     indices: type = np.int64
     scale: float | None = None
     grad_lse: bool = True
+    enough_blocks: int = 1  # so that a block takes more than a round of queries
     seed: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -125,6 +126,7 @@ class Call:
             "e": case.e,
             "max_q_len": max(case.q_lengths, default=0),
             "max_kv_len": max(case.kv_lengths, default=0),
+            "enough_blocks": case.enough_blocks,
             "int64": case.indices is np.int64,
         } | self.overrides
 
@@ -135,7 +137,7 @@ class Call:
 
         size = self.device.call("test_cross_attn_workspace_bytes", *arguments(), backward)
         arrays["workspace"] = self.device.empty(size, np.uint8, name="workspace")
-        scale = case.scale or case.d**-0.5
+        scale = case.d**-0.5 if case.scale is None else case.scale
         return self.device.call("test_cross_attn", *arguments(), ctypes.c_double(scale), backward)
 
     def forward(self) -> int:

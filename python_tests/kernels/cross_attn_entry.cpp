@@ -13,7 +13,7 @@ CrossAttnParams params_of(const int64_t* sizes, void* const* pointers, double sc
   CrossAttnParams p{};
   p.dtype = static_cast<vista::DType>(*sizes++);
   for (int64_t* size : {&p.total_q, &p.total_kv, &p.groups, &p.sequences, &p.q_heads, &p.kv_heads, &p.d, &p.e,
-                        &p.max_q_len, &p.max_kv_len})
+                        &p.max_q_len, &p.max_kv_len, &p.enough_blocks})
     *size = *sizes++;
   p.scale = static_cast<float>(scale);
   for (vista::cuda::Indices* indices : {&p.q_offsets, &p.kv_offsets, &p.kv_index})

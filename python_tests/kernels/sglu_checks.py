@@ -94,10 +94,11 @@ class Call:
         library: EmulatedLibrary,
         seed: int = 0,
         capability: tuple[int, int] = (8, 0),
+        multiprocessors: int = 8,
         **overrides: int,
     ):
         self.case = case
-        self.device = Device(library, seed, capability=capability)
+        self.device = Device(library, seed, capability=capability, multiprocessors=multiprocessors)
         self.overrides = overrides
         self.arrays: dict[str, DeviceArray] = {
             name: self.device.array(bits(values), name=name) for name, values in case.tensors.items()

@@ -56,6 +56,24 @@ def test_options(library, check_way, dtype):
     check_way(case, library)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", [100, 200])
+def test_runs_of_queries(library, keys, dtype, seed):
+    """The same bits whether blocks take short runs or long ones, with keys that stay in shared memory and without."""
+    case = Case([300], [keys], d=64, e=64, q_heads=1, kv_heads=1, dtype=dtype)
+    long = check_forward(case, library, seed)
+    case.enough_blocks = 512
+    short = check_forward(case, library, seed)
+    assert all(torch.equal(long.result(name), short.result(name)) for name in ("out", "lse"))
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scales(library, dtype, scale):
+    check_forward(Case([20], [70], dtype=dtype, scale=scale), library)
+
+
 def test_large_scores(library):
     case = Case([5], [70], own=False, dtype=torch.float32)
     case.tensors["q"] *= 1000
@@ -100,6 +118,20 @@ def test_more_groups_than_planning_threads(library):
 def test_many_groups_read_one_sequence(library):
     groups = 70
     check_backward(Case([g % 4 for g in range(groups)], [3, 70, 1], [1] * groups, q_heads=1, kv_heads=1), library)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("kv_index", [None, [1, 0, 1, 1, 1]])
+def test_more_readers_than_a_block_takes(library, kv_index, heads):
+    """A sequence's gradients do not depend on whether another one takes several chunks of rows."""
+    q_lengths = [70, 4200] if kv_index is None else [2000, 70, 0, 5, 2195]
+    options = {"own": False, "indices": np.int32}
+    case = Case(q_lengths, [20, 3], kv_index, q_heads=heads[0], kv_heads=heads[1], **options)
+    whole = check_backward(case, library)
+    few = slice(0, 70) if kv_index is None else slice(2000, 2070)
+    alone = check_backward(_part(case, few, slice(0, 20), ([70], [20]), **options), library)
+    for name in ("grad_k", "grad_v"):
+        assert torch.equal(whole.result(name)[:20], alone.result(name)), name
 
 
 def _part(case: Case, queries: slice, keys: slice, lengths: tuple[list[int], list[int]], **options) -> Case:

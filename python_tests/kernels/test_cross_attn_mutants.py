@@ -6,6 +6,7 @@ import torch
 
 from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, EmulationError, toolkit
 
+from .cached_cross_attn_checks import Cached, CachedCall, check_cached
 from .cross_attn_checks import Call, Case, build_library, check_backward, check_forward
 
 # More tiles than stages, so that places in shared memory are used again; an empty sequence; padding rows.
@@ -30,6 +31,23 @@ def shared_sequence(library: EmulatedLibrary, seed: int) -> None:
     check_backward(Case([3] * 40, [2, 9], [1, 0] * 20, q_heads=1, kv_heads=1), library, seed)
 
 
+def many_readers(library: EmulatedLibrary, seed: int) -> None:
+    check_backward(Case([4200], [3], q_heads=1, kv_heads=1, own=False), library, seed)
+
+
+def runs(library: EmulatedLibrary, seed: int) -> None:
+    check_forward(Case([300], [70], q_heads=1, kv_heads=1), library, seed)
+
+
+def cached(library: EmulatedLibrary, seed: int) -> None:
+    check_cached(Cached([150, 20], [1, -1], 70, options={"q_heads": 1, "kv_heads": 1}), library, seed)
+
+
+def bad_slot(library: EmulatedLibrary, seed: int) -> None:
+    with pytest.raises(DeviceTrap):
+        CachedCall(Cached([5, 4], [0, 3], 9), library, trap=True).forward()
+
+
 def bad_offsets(library: EmulatedLibrary, seed: int) -> None:
     call = Call(Case([5, 4], [5, 4], [1, 0]), library)
     call.put("kv_offsets", np.array([0, 5, 13]))
@@ -47,7 +65,8 @@ def narrow(kernel: str) -> str:
     return f"cross_attn_{kernel}INS0_7MmaMathINS0_8BFloat16EEELi32E"
 
 
-FORWARD, QUERIES, KEYS = narrow("forward"), narrow("backward_queries"), narrow("backward_keys")
+FORWARD, QUERIES, KEYS = narrow("forward") + "NS0_10PackedKeys", narrow("backward_queries"), narrow("backward_keys")
+CACHED, REDUCE = narrow("forward") + "NS0_10CachedKeys", "cross_attn_reduce_keysINS0_8BFloat16E"
 FP32_QUERIES, PREPARE = "cross_attn_backward_queriesINS0_7FmaMathELi32E", "cross_attn_prepareINS0_8BFloat16E"
 
 BARRIER = r"bar\.sync\s+0;"
@@ -56,11 +75,12 @@ ALONE = r"mov.b32 \1, \2;"
 ZEROS = r"st\.global\.cg\.v4\.u32 \[%rd\d+\], \{(%r\d+),\1,\1,\1\};"
 TRANSPOSED = r"(ldmatrix\.sync\.aligned\.m8n8\.x4)\.trans"
 MINUS_INFINITE = r"0fFF800000"
-WAIT_0, WAIT_1 = r"wait_group 0;", r"wait_group 1;"
+WAIT_0, WAIT_2 = r"wait_group 0;", r"wait_group 2;"
 COUNT = r"(?:atom|red)\.global\.add\.u32[^;]*;"
 ONE = r"mov.f32\1, 0f3F800000;"
 EXPONENTIAL = r"ex2\.approx\.ftz\.f32(\s+%f\d+), %f\d+;"
-BEFORE = r"popc\.b32(\s+%r\d+), (%r\d+);"
+SUM = r"add\.f32(\s+%f\d+), (%f\d+), (%f\d+);"
+HALF = r"cvt\.f32\.f16(\s+%f\d+), %rs\d+;"
 
 MUTANTS = {
     "plan: contents are not checked": ("cross_attn_plan", r"trap;", "", None, bad_offsets),
@@ -68,11 +88,14 @@ MUTANTS = {
     "plan: no barriers": ("cross_attn_plan", BARRIER, "", None, shared_sequence),
     "plan: readers are not counted": ("cross_attn_plan", COUNT, "", None, shared_sequence),
     "plan: a warp does not add up": ("cross_attn_plan", SHUFFLE, ALONE, None, backward),
-    "readers: all in one place": ("cross_attn_readers", BEFORE, r"mov.b32\1, 0;", 0, shared_sequence),
-    "readers: nobody is found": ("cross_attn_readers", r"st\.global\.u32[^;]*;", "", None, shared_sequence),
-    "forward: waits for too little": (FORWARD, WAIT_1, "wait_group 2;", None, forward),
-    "forward: no barrier behind the keys": (FORWARD, BARRIER, "", 0, forward),
-    "forward: no barrier behind the values": (FORWARD, BARRIER, "", 1, forward),
+    "plan: readers are not sorted": ("cross_attn_plan", r"st\.shared\.u32[^;]*;", "", None, shared_sequence),
+    "plan: bad slots are not checked": ("cross_attn_plan", r"trap;", "", None, bad_slot),
+    "plan: bad slots are not counted": ("cross_attn_plan", r"st\.global\.u64[^;]*;", "", None, cached),
+    "forward: does not wait for keys": (FORWARD, WAIT_0, "wait_group 3;", None, forward),
+    "forward: does not wait for queries": (FORWARD, WAIT_2, "wait_group 3;", None, runs),
+    "forward: no barrier behind the keys": (FORWARD, BARRIER, "", None, forward),
+    "cached: no barrier behind the keys": (CACHED, BARRIER, "", None, cached),
+    "cached: scales are one": (CACHED, HALF, ONE, None, cached),
     "forward: maximum and sum of too few columns": (FORWARD, SHUFFLE, ALONE, None, forward),
     "forward: keys behind the last count": (FORWARD, MINUS_INFINITE, "0f00000000", None, forward),
     "forward: an operand across": (FORWARD, TRANSPOSED, r"\1", 0, forward),
@@ -89,6 +112,7 @@ MUTANTS = {
     "backward_keys: no barrier": (KEYS, BARRIER, "", 0, backward),
     "backward_keys: an operand across": (KEYS, TRANSPOSED, r"\1", 0, backward),
     "backward_keys: padding is not written": (KEYS, ZEROS, "", None, backward),
+    "reduce_keys: the last chunk only": (REDUCE, SUM, r"mov.f32\1, \3;", None, many_readers),
 }  # fmt: skip
 
 
@@ -103,7 +127,13 @@ def test_planted_bug_is_found(name):
             check(mutant, seed)
 
 
-@pytest.mark.parametrize("check", [forward, backward, backward_exact, shared_sequence, bad_offsets, bad_index])
+@pytest.mark.parametrize(
+    "check",
+    [
+        *(forward, runs, cached, backward, backward_exact, shared_sequence, many_readers),
+        *(bad_offsets, bad_index, bad_slot),
+    ],
+)
 def test_without_a_bug_the_checks_pass(check):
     if toolkit() is None:
         pytest.skip("no nvcc on this machine")

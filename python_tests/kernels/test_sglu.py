@@ -90,8 +90,8 @@ def test_what_is_not_built_is_named(library, capfd):
     for overrides, message in [
         ({"dim": 20}, "multiple of 8"),
         ({"dim": 264}, "16 to 256"),
-        ({"hidden": 12}, "positive multiple of 8"),
-        ({"hidden": 0}, "positive multiple of 8"),
+        ({"hidden": 12}, "multiple of 8 from 8"),
+        ({"hidden": 0}, "multiple of 8 from 8"),
         ({"dtype": 0}, "bfloat16 and float16"),
     ]:
         call = Call(Case(5), library, **overrides)

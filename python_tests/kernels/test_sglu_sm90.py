@@ -64,6 +64,13 @@ def test_schedules(library, check_way, seed, dim):
     check_way(Case(140, dim, 392), library, seed)
 
 
+@pytest.mark.parametrize("dim", [64, 256])
+@BOTH_WAYS
+def test_a_block_takes_several_tiles(library, check_way, dim):
+    check_way(Case(300, dim, 40), library, seed=1, multiprocessors=1)
+    check_way(Case(700, dim, 104), library, multiprocessors=2)
+
+
 @BOTH_WAYS
 def test_large_rows(library, check_way):
     """Products of rows that are not normalised yet are beyond float16."""
@@ -112,8 +119,9 @@ def test_shared_memory_is_met_without_bank_conflicts(library, check_way, dim):
     assert metrics.sector_ratio < 1.05, metrics.worst(metrics.global_)[:3]
 
 
-FORWARD = "sglu_forwardINS0_8BFloat16ELi64E", check_forward, Case(70, 64, 392)
-BACKWARD = "sglu_backwardINS0_8BFloat16ELi64E", check_backward, Case(70, 64, 200)
+# Two tiles of one block, the second with few rows.
+FORWARD = "sglu_forwardINS0_8BFloat16ELi64E", partial(check_forward, multiprocessors=1), Case(140, 64, 264)
+BACKWARD = "sglu_backwardINS0_8BFloat16ELi64E", partial(check_backward, multiprocessors=1), Case(140, 64, 136)
 TRY_WAIT, NO_WAIT = r"mbarrier\.try_wait\.parity\.shared::cta\.b64 ended, [^;]*;", "setp.eq.u32 ended, 0, 0;"
 ARRIVE = r"mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];"
 WAIT_0, WAIT_1 = r"wgmma\.wait_group\.sync\.aligned 0;", r"wgmma\.wait_group\.sync\.aligned 1;"
@@ -161,10 +169,10 @@ def test_planted_bug_is_found(library, name):
     mutant = library.mutate(pattern, replacement, kernel=kernel, occurrence=occurrence)
     with pytest.raises((EmulationError, DeviceTrap, AssertionError)):
         for seed in range(2):
-            check(case, mutant, seed)
+            check(case, mutant, seed=seed)
 
 
 @pytest.mark.parametrize("way", [FORWARD, BACKWARD], ids=["forward", "backward"])
 def test_without_a_bug_the_checks_pass(library, way):
     _, check, case = way
-    check(case, library, 0)
+    check(case, library)

@@ -47,6 +47,21 @@ def test_qla_offsets_lengths_and_targets(offsets, max_seq_len, targets):
             ops.qla(*call, num_targets=num_targets)
 
 
+@settings(max_examples=200, deadline=None)
+@given(OFFSETS, EDGES, st.integers(-2, 5))
+def test_projected_qla_offsets_lengths_and_heads(offsets, max_seq_len, heads):
+    x, weight = torch.randn(ROWS, 8), torch.randn(32, 8)
+    ends = torch.tensor(offsets, dtype=torch.int64)
+    right = monotone(offsets, ROWS) and longest(offsets) <= max_seq_len and heads in (1, 2)
+    if right:
+        state = ops.projected_qla_state(x, weight, weight, ends, max_seq_len, heads=heads)
+        out = ops.projected_qla_apply(x, weight, state, ops.mean_scale(ends), ends, max_seq_len)
+        assert out.shape == (ROWS, heads, 32 // heads) and out.isfinite().all()
+    else:
+        with pytest.raises(RuntimeError, match=r"seq_offsets|max_seq_len|heads|weight_k"):
+            ops.projected_qla_state(x, weight, weight, ends, max_seq_len, heads=heads)
+
+
 @settings(max_examples=300, deadline=None)
 @given(OFFSETS, OFFSETS, EDGES, EDGES, st.one_of(st.none(), st.lists(EDGES, max_size=5)))
 def test_cross_attn_offsets_lengths_and_index(q_offsets, kv_offsets, max_q_len, max_kv_len, index):

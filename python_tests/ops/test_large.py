@@ -40,6 +40,27 @@ def test_qla(device):
     assert not out[:LAST].any() and not out[ROWS - LAST : ROWS].any()
 
 
+def test_projected_qla(device):
+    if device == "cpu":
+        pytest.skip(
+            "takes a teraflop, piece by piece: no index of the CPU reaches beyond a piece but by torch's narrow"
+        )
+    rows, dim, inner = 2**23, 256, 128
+    x = torch.zeros(rows + LAST, dim, dtype=torch.float16, device=device)
+    x[rows:] = torch.randn(LAST, dim, generator=torch.Generator().manual_seed(0)).half()
+    weight = torch.randn(inner, dim, generator=torch.Generator().manual_seed(1)).half().to(device) / 16
+    offsets, alone = torch.tensor([0, rows, rows + LAST], device=device), torch.tensor([0, LAST], device=device)
+
+    def attend(x, offsets, longest):
+        x = x.requires_grad_()
+        state = ops.projected_qla_state(x, weight, weight, offsets, longest, heads=2, norm_eps=1e-6)
+        out = ops.projected_qla_apply(x, weight, state, ops.mean_scale(offsets), offsets, longest, norm_eps=1e-6)
+        return out, *torch.autograd.grad(out, x, torch.full_like(out, 0.5))
+
+    for whole, part in zip(attend(x, offsets, rows), attend(x[rows:].detach(), alone, LAST), strict=True):
+        assert torch.equal(whole[rows:], part) and part.any()
+
+
 def test_jagged_cross_attn():
     q = tensor(0)
     k, v = tensor(1)[ROWS:], tensor(2)[ROWS:]

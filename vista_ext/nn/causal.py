@@ -9,18 +9,14 @@ sequences of one length are a dense batch. No row is padded, and the scores are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 # torch 2.10 has a flag; from 2.11 on a window without rows to the right says it.
-_CAUSAL: dict[str, Any] = (
-    {"window_size": (-1, 0)} if "window_size" in signature(varlen_attn).parameters else {"is_causal": True}
-)
+_CAUSAL: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
@@ -42,6 +38,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, seq_offsets: Tensor, max_s
 def _varlen(q: Tensor, k: Tensor, v: Tensor, seq_offsets: Tensor, max_seq_len: int) -> Tensor:
     if not q.shape[0]:  # FlashAttention wants a row at least
         return v
+    from torch.nn.attention.varlen import varlen_attn  # imports the compiler, which takes seconds
+
     ends = seq_offsets.to(torch.int32)
     return cast(Tensor, varlen_attn(q, k, v, ends, ends, max_seq_len, max_seq_len, **_CAUSAL))
 

@@ -30,6 +30,14 @@ int dispatch_dim(int64_t widest, Math math, F f) {
   return f(math, Dim<256>{});
 }
 
+// How many multiprocessors the current device has: so many blocks of a kernel that fills one do not wait for each
+// other.
+inline cudaError_t count_multiprocessors(int& count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
+
 constexpr int kMostSharedBytes = 99 * 1024;  // what a block may have on every architecture from sm_80 on
 
 // Above 48 KB a kernel has to ask. Asking every time costs less than remembering per device.

@@ -1,6 +1,5 @@
-// Offsets and kv_index -> plan (plan.cuh). One block for the tiles: a batch is small beside its rows. The inverse of
-// kv_index is a counting sort: counts by integer atomics, whose order does not matter, then one warp a sequence that
-// looks for its readers among all groups. That is sequences * groups / 32 steps, little until both are about 10^5.
+// Offsets and kv_index -> plan (plan.cuh). One block: a batch is small beside its rows. Counts are by integer atomics,
+// whose order does not matter.
 #include "launch.cuh"
 #include "parts.cuh"
 #include "plan.cuh"
@@ -31,7 +30,8 @@ __device__ void sum_counts(int64_t n, int32_t* sums, F count) {
     sums[i] = static_cast<int32_t>(before);
     before += here;
   }
-  if (run.first < n && run.last == n) sums[n] = static_cast<int32_t>(before);
+  const bool last = n == 0 ? threadIdx.x == 0 : run.first < n && run.last == n;
+  if (last) sums[n] = static_cast<int32_t>(before);
 }
 
 __device__ void plan_tiles(const Indices& offsets, int64_t parts, int64_t total, int64_t longest, int tile_rows,
@@ -57,42 +57,77 @@ __device__ void count_bad_slots(const CachedRows& cache, int64_t groups) {
   if (threadIdx.x == kPlanThreads - 1) *cache.num_bad = static_cast<int64_t>(bad);
 }
 
+// The inverse of kv_index: a stable sort of the groups by the sequence that they read, digit by digit. A thread counts
+// and then places a run of neighbours, so that groups which read the same stay in ascending order.
+__device__ void sort_readers(const CrossAttnParams& p, const Plan& plan) {
+  constexpr int kBits = 3, kDigits = 1 << kBits;
+  __shared__ int32_t places[kDigits * kPlanThreads + 1];
+  const Run run(p.groups);
+  int passes = 1;
+  while ((p.sequences - 1) >> (passes * kBits) > 0) ++passes;
+  const int32_t* from = nullptr;  // the groups as they come
+  for (int pass = 0; pass < passes; ++pass) {
+    int32_t* to = (passes - pass) % 2 == 1 ? plan.readers : plan.sorting;
+    const auto group_at = [&](int64_t i) { return from == nullptr ? static_cast<int32_t>(i) : from[i]; };
+    const auto place_of = [&](int32_t group) -> int32_t& {
+      return places[(index_at(p.kv_index, group) >> (pass * kBits)) % kDigits * kPlanThreads + threadIdx.x];
+    };
+    for (int digit = 0; digit < kDigits; ++digit) places[digit * kPlanThreads + threadIdx.x] = 0;
+    for (int64_t i = run.first; i < run.last; ++i) ++place_of(group_at(i));
+    __syncthreads();
+    sum_counts(kDigits * kPlanThreads, places, [&](int64_t i) { return static_cast<uint64_t>(places[i]); });
+    __syncthreads();
+    for (int64_t i = run.first; i < run.last; ++i) to[place_of(group_at(i))++] = group_at(i);
+    __syncthreads();
+    from = to;
+  }
+}
+
+__device__ void plan_readers(const CrossAttnParams& p, const Plan& plan) {
+  for (int64_t i = threadIdx.x; i < p.sequences; i += kPlanThreads) plan.first_reader[i] = 0;
+  __syncthreads();
+  for (int64_t g = threadIdx.x; g < p.groups; g += kPlanThreads)
+    atomicAdd(plan.first_reader + index_at(p.kv_index, g), 1);
+  __syncthreads();
+  sum_counts(p.sequences, plan.first_reader, [&](int64_t i) { return static_cast<uint64_t>(plan.first_reader[i]); });
+  sort_readers(p, plan);
+  sum_counts(p.groups, plan.reader_rows, [&](int64_t i) {
+    const int64_t group = plan.readers[i];
+    return static_cast<uint64_t>(index_at(p.q_offsets, group + 1) - index_at(p.q_offsets, group));
+  });
+  __syncthreads();
+}
+
+__device__ void plan_keys(const CrossAttnParams& p, const Plan& plan) {
+  const ReaderRange readers(p, plan);
+  const auto tiles_of = [&](int64_t i) { return static_cast<int64_t>(plan.key_tiles[i + 1]) - plan.key_tiles[i]; };
+  const auto items_of = [&](int64_t i) {
+    const int64_t tiles = tiles_of(i);
+    return tiles == 0 || i == p.sequences ? tiles : tiles * chunks_of(readers.rows_of(i), tiles);
+  };
+  sum_counts(p.sequences + 1, plan.key_items, [&](int64_t i) { return static_cast<uint64_t>(items_of(i)); });
+  __syncthreads();
+  sum_counts(p.sequences, plan.partial_items, [&](int64_t i) {
+    const int64_t items = items_of(i);
+    return static_cast<uint64_t>(items > tiles_of(i) ? items : 0);
+  });
+}
+
 __global__ void __launch_bounds__(kPlanThreads, 1)
     cross_attn_plan(const CrossAttnParams p, bool backward, int query_rows) {
   const Plan plan(p, backward);
   plan_tiles(p.q_offsets, p.groups, p.total_q, p.max_q_len, query_rows, plan.query_tiles);
   if (p.cache.k_rows != nullptr) return count_bad_slots(p.cache, p.groups);
   plan_tiles(p.kv_offsets, p.sequences, p.total_kv, p.max_kv_len, kTileRows, plan.key_tiles);
-  if (p.kv_index.data == nullptr) return;
-  if (backward)
-    for (int64_t i = threadIdx.x; i < p.sequences; i += kPlanThreads) plan.first_reader[i] = 0;
+  if (p.kv_index.data != nullptr)
+    for (int64_t g = threadIdx.x; g < p.groups; g += kPlanThreads) {
+      const int64_t sequence = index_at(p.kv_index, g);
+      if (sequence < 0 || sequence >= p.sequences) __trap();
+    }
+  if (!backward) return;
   __syncthreads();
-  for (int64_t g = threadIdx.x; g < p.groups; g += kPlanThreads) {
-    const int64_t sequence = index_at(p.kv_index, g);
-    if (sequence < 0 || sequence >= p.sequences) __trap();
-    if (backward) atomicAdd(plan.first_reader + sequence, 1);
-  }
-  if (!backward || p.sequences == 0) return;
-  __syncthreads();
-  sum_counts(p.sequences, plan.first_reader, [&](int64_t i) { return static_cast<uint64_t>(plan.first_reader[i]); });
-}
-
-constexpr int kReaderThreads = 256;
-
-__global__ void __launch_bounds__(kReaderThreads) cross_attn_readers(const CrossAttnParams p) {
-  const Plan plan(p, true);
-  const int64_t sequence = static_cast<int64_t>(blockIdx.x) * (kReaderThreads / 32) + threadIdx.x / 32;
-  if (sequence >= p.sequences) return;
-  const int lane = threadIdx.x % 32;
-  int32_t at = plan.first_reader[sequence];
-  const int32_t end = plan.first_reader[sequence + 1];
-  for (int64_t base = 0; base < p.groups && at < end; base += 32) {
-    const int64_t group = base + lane;
-    const bool reads = group < p.groups && index_at(p.kv_index, group) == sequence;
-    const unsigned found = __ballot_sync(0xffffffffu, reads);
-    if (reads) plan.readers[at + __popc(found & ((1u << lane) - 1))] = static_cast<int32_t>(group);
-    at += __popc(found);
-  }
+  if (p.kv_index.data != nullptr && p.sequences > 0) plan_readers(p, plan);
+  plan_keys(p, plan);
 }
 
 }  // namespace
@@ -105,11 +140,10 @@ size_t cross_attn_workspace_bytes(const CrossAttnParams& params, bool backward) 
 
 int launch_cross_attn_plan(const CrossAttnParams& params, bool backward, Stream stream) {
   check_counts(params);
+  if (backward && params.total_q > INT32_MAX)
+    throw std::invalid_argument("cross_attn kernels take at most 2^31 - 1 query rows in the backward");
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   cross_attn_plan<<<1, kPlanThreads, 0, on>>>(params, backward, backward ? kTileRows : cross_attn_forward_run(params));
-  if (backward && params.kv_index.data != nullptr && params.sequences > 0)
-    cross_attn_readers<<<static_cast<unsigned>(ceil_div(params.sequences, kReaderThreads / 32)), kReaderThreads, 0,
-                         on>>>(params);
   return cudaGetLastError();
 }
 

@@ -16,9 +16,10 @@ inline void check_sglu(const SgluParams& p) {
   if (p.dim < 16 || p.dim > 256 || p.dim % 8 != 0)
     throw std::invalid_argument("sglu kernels are built for a dim that is a multiple of 8 from 16 to 256, found " +
                                 std::to_string(p.dim));
-  if (p.hidden < 8 || p.hidden % 8 != 0 || p.hidden > INT32_MAX)
-    throw std::invalid_argument("sglu kernels are built for a hidden width that is a positive multiple of 8, found " +
-                                std::to_string(p.hidden));
+  if (p.hidden < 8 || p.hidden % 8 != 0 || p.hidden > 1 << 24)
+    throw std::invalid_argument(
+        "sglu kernels are built for a hidden width that is a multiple of 8 from 8 to 2^24, found " +
+        std::to_string(p.hidden));
 }
 
 // Calls f(Math{}, Dim<D>{}) with the smallest D >= dim.

@@ -39,6 +39,7 @@ struct CrossAttnParams {
   DType dtype;
   int64_t total_q, total_kv, groups, sequences, q_heads, kv_heads, d, e;
   int64_t max_q_len, max_kv_len;  // at least the longest group and the longest sequence
+  int64_t enough_blocks;  // of the forward, to fill a device: where there are more, they take longer runs; 0 for 512
   float scale;
   Indices q_offsets;      // [groups + 1]
   Indices kv_offsets;     // [sequences + 1]

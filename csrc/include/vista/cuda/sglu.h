@@ -2,8 +2,8 @@
 // themselves (what it computes: vista_ext/ops/sglu.py, the same on the CPU: csrc/ops/sglu.cpp).
 //
 // All pointers 16-byte aligned and contiguous, weights as torch.nn.Linear holds them. bfloat16 and float16; dim a
-// multiple of 8 from 16 to 256, hidden a positive multiple of 8. Deterministic: the bits of a row depend on that row
-// and the weights only.
+// multiple of 8 from 16 to 256, hidden a multiple of 8 from 8 to 2^24. Deterministic: the bits of a row depend on that
+// row and the weights only.
 #pragma once
 
 #include "vista/cuda/launch.h"

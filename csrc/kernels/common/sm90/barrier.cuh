@@ -63,6 +63,9 @@ struct Turn {
       parity ^= 1;
     }
   }
+
+  // The stage of the turn before.
+  __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
 // kStages tiles between one producer thread and its consumers. Each side walks it with a Turn:

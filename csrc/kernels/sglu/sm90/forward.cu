@@ -4,7 +4,8 @@
 // weights through two rings: kChunk rows of up and as many of gate, one behind the other, so that one product gives u
 // and v; and 64 columns of down. The product of u and v, in fp32 and with the norm's factor, becomes the operand of the
 // second product within registers. That one runs on while the next chunk's first is issued, and is known to be done a
-// step later.
+// step later. As many blocks as multiprocessors work through the rows: the weights of the next rows are on their way
+// while results are written, and while one warpgroup waits for rows, the other computes.
 #include "../../common/dispatch.cuh"
 #include "../launch.cuh"
 #include "../parts.h"
@@ -35,22 +36,18 @@ struct ForwardMaps {
 
 template <class Shape>
 struct ForwardBarriers {
-  Barrier rows;
+  Barrier rows[2];  // of each warpgroup
   Ring<Shape::kUpGateStages> up_gate;
   Ring<Shape::kDownStages> down;
 };
 
 template <class Shape>
-__device__ void bring_operands(const ForwardMaps& maps, int64_t begin, int steps, uint8_t* rows, uint8_t* up_gates,
-                               uint8_t* downs, ForwardBarriers<Shape>& here) {
-  here.rows.arrive_expecting(2 * Shape::kOwnTile);
-  for (int panel = 0; panel < 2 * Shape::kPanels; ++panel)
-    load_tile(rows + panel * kRowPanel, maps.x, static_cast<int>(begin) + panel / Shape::kPanels * kOwnRows,
-              panel % Shape::kPanels * kBoxColumns, here.rows);
+__device__ void bring_weights(const ForwardMaps& maps, int tiles, int steps, uint8_t* up_gates, uint8_t* downs,
+                              ForwardBarriers<Shape>& here) {
   Turn<Shape::kUpGateStages> first;
   Turn<Shape::kDownStages> second;
-  for (int step = 0; step < steps; ++step, first.next()) {
-    const int begin_hidden = step * Shape::kChunk;
+  for (int64_t i = 0; i < static_cast<int64_t>(tiles) * steps; ++i, first.next()) {
+    const int step = static_cast<int>(i % steps), begin_hidden = step * Shape::kChunk;
     here.up_gate.acquire(first, Shape::kUpGate);
     uint8_t* up_gate = up_gates + first.stage * Shape::kUpGate;
     for (int panel = 0; panel < Shape::kPanels; ++panel) {
@@ -74,10 +71,10 @@ __global__ void __launch_bounds__(ForwardShape<T, D>::kThreads, 1)
   __shared__ ForwardBarriers<Shape> here;
   uint8_t *up_gates = shared + 2 * Shape::kOwnTile, *downs = up_gates + Shape::kUpGateStages * Shape::kUpGate;
   const int warpgroup = threadIdx.x / 128;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
+  const int tiles = own_tiles(p);
   const int steps = static_cast<int>((p.hidden + kChunk - 1) / kChunk);
   if (threadIdx.x == 0) {
-    here.rows.init(1);
+    for (Barrier& rows : here.rows) rows.init(1);
     here.up_gate.init(2);
     here.down.init(2);
     publish_barriers();
@@ -85,72 +82,82 @@ __global__ void __launch_bounds__(ForwardShape<T, D>::kThreads, 1)
   __syncthreads();
   if (warpgroup == 2) {
     keep_registers<40>();
-    if (threadIdx.x == 256) bring_operands<Shape>(maps, begin, steps, shared, up_gates, downs, here);
+    if (threadIdx.x == 256) bring_weights<Shape>(maps, tiles, steps, up_gates, downs, here);
     return;
   }
 
   claim_registers<232>();
   uint8_t* x = shared + warpgroup * Shape::kOwnTile;
   const int row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;  // and row + 8
-  const bool releases = threadIdx.x % 128 == 0;
-  here.rows.wait(0);
-  float factor[2];
-  inverse_roots<T, D>(factor, x, row, p);
-  factor[0] *= factor[0];
-  factor[1] *= factor[1];
+  const bool leads = threadIdx.x % 128 == 0;
+  const auto bring_rows = [&](int tile) {
+    here.rows[warpgroup].arrive_expecting(Shape::kOwnTile);
+    load_rows<D>(x, maps.x, own_begin(tile, warpgroup), here.rows[warpgroup]);
+  };
+  if (leads) bring_rows(0);
 
   Accumulator<D> out;
   Accumulator<2 * kChunk> both;  // u and v
-  clear<D>(out);
   clear<2 * kChunk>(both);
   Turn<Shape::kUpGateStages> first;
   Turn<Shape::kDownStages> second;
-  for (int step = 0; step < steps; ++step) {
-    here.up_gate.full[first.stage].wait(first.parity);
-    begin_products(both);
-    multiply<T, D>(both, Operand<Major::kK, kOwnRows>(x),
-                   Operand<Major::kK, 2 * kChunk>(up_gates + first.stage * Shape::kUpGate), false);
-    commit_products();
-    wait_products<1>(out);  // of the last step
-    const int part = step % Shape::kSteps;
-    if (part == 0 && step > 0) {
-      if (releases) here.down.empty[second.stage].arrive();
-      second.next();
-    }
-    wait_products<0>(both);
-    if (releases) here.up_gate.empty[first.stage].arrive();
-    first.next();
+  for (int tile = 0; tile < tiles; ++tile) {
+    here.rows[warpgroup].wait(tile % 2);
+    float factor[2];
+    inverse_roots<T, D>(factor, x, row, p);
+    factor[0] *= factor[0];
+    factor[1] *= factor[1];
+    clear<D>(out);
+    for (int step = 0; step < steps; ++step) {
+      here.up_gate.full[first.stage].wait(first.parity);
+      begin_products(both);
+      multiply<T, D>(both, Operand<Major::kK, kOwnRows>(x),
+                     Operand<Major::kK, 2 * kChunk>(up_gates + first.stage * Shape::kUpGate), false);
+      commit_products();
+      wait_products<1>(out);  // of the last step
+      const int part = step % Shape::kSteps;
+      if (part == 0 && step > 0) {
+        if (leads) here.down.empty[second.stage].arrive();
+        second.next();
+      }
+      wait_products<0>(both);
+      if (leads) here.up_gate.empty[first.stage].arrive();
+      first.next();
 
-    Fragment product[kChunk / 16];
+      Fragment product[kChunk / 16];
 #pragma unroll
-    for (int j = 0; j < kChunk / 8; ++j)
+      for (int j = 0; j < kChunk / 8; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float *u = both[j] + 2 * half, *v = both[j + kChunk / 8] + 2 * half;
+          product[j / 2][j % 2 * 2 + half] = pack2(factor[half] * u[0] * v[0], factor[half] * u[1] * v[1], T{});
+        }
+      if (part == 0) here.down.full[second.stage].wait(second.parity);
+      begin_products(out);
+      multiply<T>(out, product, Operand<Major::kK, D>(downs + second.stage * Shape::kDown + part * kChunk * 2), true);
+      commit_products();
+    }
+    wait_products<0>(out);
+    if (leads) here.down.empty[second.stage].arrive();
+    second.next();
+
+    // The results take the place of x, each element by the thread that needed it.
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float *u = both[j] + 2 * half, *v = both[j + kChunk / 8] + 2 * half;
-        product[j / 2][j % 2 * 2 + half] = pack2(factor[half] * u[0] * v[0], factor[half] * u[1] * v[1], T{});
+        uint32_t* place = pair_at(x, row + 8 * half, 8 * j + lane_id() % 4 * 2);
+        float2 result{out[j][2 * half], out[j][2 * half + 1]};
+        if (p.residual) {
+          const float2 two = unpack2(*place, T{});
+          result.x += two.x;
+          result.y += two.y;
+        }
+        *place = pack2(result.x, result.y, T{});
       }
-    if (part == 0) here.down.full[second.stage].wait(second.parity);
-    begin_products(out);
-    multiply<T>(out, product, Operand<Major::kK, D>(downs + second.stage * Shape::kDown + part * kChunk * 2), true);
-    commit_products();
+    write_rows<D>(maps.out, own_begin(tile, warpgroup), x, p, warpgroup);
+    if (leads && tile + 1 < tiles) bring_rows(tile + 1);
   }
-  wait_products<0>(out);
-
-  // The results take the place of x, each element by the thread that needed it.
-#pragma unroll
-  for (int j = 0; j < D / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t* place = pair_at(x, row + 8 * half, 8 * j + lane_id() % 4 * 2);
-      float2 result{out[j][2 * half], out[j][2 * half + 1]};
-      if (p.residual) {
-        const float2 two = unpack2(*place, T{});
-        result.x += two.x;
-        result.y += two.y;
-      }
-      *place = pack2(result.x, result.y, T{});
-    }
-  write_rows<D>(maps.out, begin + warpgroup * kOwnRows, x, p, warpgroup);
 }
 
 template <class T, int D>
@@ -163,12 +170,14 @@ int launch(const SgluParams& p, Stream stream) {
   const auto weights = [&](CUtensorMap& map, const void* data) {
     return encode(map, {data, p.dtype, p.hidden, p.dim, p.dim}, Shape::kChunk);
   };
+  int multiprocessors = 0;
   for (cudaError_t error :
-       {rows(maps.x, p.x), rows(maps.out, p.out), weights(maps.up, p.up), weights(maps.gate, p.gate),
-        encode(maps.down, {p.down, p.dtype, p.dim, p.hidden, p.hidden}, D),
+       {count_multiprocessors(multiprocessors), rows(maps.x, p.x), rows(maps.out, p.out), weights(maps.up, p.up),
+        weights(maps.gate, p.gate), encode(maps.down, {p.down, p.dtype, p.dim, p.hidden, p.hidden}, D),
         allow_shared(sglu_forward<T, D>, Shape::kSharedBytes)})
     if (error != cudaSuccess) return error;
-  const unsigned blocks = static_cast<unsigned>((p.total + Shape::kRows - 1) / Shape::kRows);
+  const int64_t tiles = (p.total + Shape::kRows - 1) / Shape::kRows;
+  const unsigned blocks = static_cast<unsigned>(tiles < multiprocessors ? tiles : multiprocessors);
   sglu_forward<T, D><<<blocks, Shape::kThreads, Shape::kSharedBytes, static_cast<cudaStream_t>(stream)>>>(maps, p);
   return cudaGetLastError();
 }
