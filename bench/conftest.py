@@ -178,4 +178,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         ratios = [row.get(f"ratio_to_{name}") for name in peers]
         numbers = [f"{x:.2f}" if x is not None else "-" for x in (*times, *ratios)]
         rates = [f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['flop_per_s'] / 1e9:.0f}"]
-        terminalreporter.write_line(line(row["op"], row["case"], row["threads"], *numbers, *rates))
+        others = [key for key in row if key.startswith("ratio_to_") and key.removeprefix("ratio_to_") not in peers]
+        text = "".join(f"  {key.removeprefix('ratio_to_')} x{row[key]:.2f}" for key in others)
+        terminalreporter.write_line(line(row["op"], row["case"], row["threads"], *numbers, *rates) + text)

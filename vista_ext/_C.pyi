@@ -1,5 +1,19 @@
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+lmdb: Any  # as much of py-lmdb's interface as vista_ext.store.environment uses
 
 def build_info() -> dict[str, Any]: ...
 def row_layout(scheme: str, tokens: int, dim: int, group: int = 0) -> dict[str, Any]: ...
 def record_header_layout() -> dict[str, Any]: ...
+def unpack_records(
+    values: Sequence[bytes | memoryview | None],
+    headers: np.ndarray,
+    rows: np.ndarray,
+    sizes: np.ndarray,
+    checksums: np.ndarray,
+) -> None: ...
+def record_checksums(records: np.ndarray) -> np.ndarray: ...
+def crc32(data: bytes, crc: int = 0, base: bool = False) -> int: ...

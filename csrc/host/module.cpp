@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings.h"
 #include "vista/record.h"
 #include "vista/row_layout.h"
 
@@ -78,4 +79,6 @@ PYBIND11_MODULE(_C, m) {
         "Byte layout of a quantized row (csrc/include/vista/row_layout.h); ValueError names a bad argument.");
   m.def("record_header_layout", &record_header_layout,
         "Byte layout of a stored record's header (csrc/include/vista/record.h): (name, numpy type, offset) per field.");
+  vista::host::bind_records(m);
+  vista::host::bind_lmdb(m);
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from python_tests.needs import missing
+
 
 @pytest.fixture(scope="session")
 def public_data():
@@ -21,9 +23,3 @@ def public_data():
         return path
 
     return folder
-
-
-def missing(what):
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} (CI is set: tests may not skip)")
-    pytest.skip(what)

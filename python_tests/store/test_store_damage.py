@@ -10,7 +10,7 @@ import pytest
 import torch
 from workers import SPEC, constant, find_after, ids, open_once, read_while, rows_of, write_generations
 
-from vista_ext.store import LmdbStore, RecordError, StoreError, StoreSpec, record
+from vista_ext.store import LmdbStore, ReadPolicy, RecordError, StoreError, StoreSpec, record
 
 BATCH, BATCHES = 32, 8
 
@@ -172,7 +172,7 @@ def test_erasing_does_not_make_a_file_look_truncated(path):
         store.insert(users, rows_of(users, users, spec), users)
         some = torch.rand(500, generator=torch.Generator().manual_seed(12)) < 0.99
         assert store.erase(users[some]) == int(some.sum())
-        assert store.find(users, on_miss="flag").hits.tolist() == (~some).tolist()
+        assert store.find(users, ReadPolicy(on_miss="flag")).hits.tolist() == (~some).tolist()
 
 
 def test_disk_use_of_the_tail_is_nothing(path, store, put):

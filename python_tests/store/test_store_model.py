@@ -1,15 +1,18 @@
 """The store against a dict, whatever is done to it in whatever order."""
 
 import tempfile
+import uuid
 from pathlib import Path
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from places import LmdbPlace, RedisPlace
 from workers import rows_of
 
-from vista_ext.store import LmdbStore, StoreSpec
+from vista_ext.store import ReadPolicy, StoreSpec
+from vista_ext.store.redis import RedisConfig
 
 SPEC = StoreSpec("int8", 1, 128, model_version=3)
 # Few users, so that rules meet; the extremes of int64 and neighbours in key order among them.
@@ -23,11 +26,13 @@ def tensors(writes):
 
 
 class AgainstDict(RuleBasedStateMachine):
+    new_place = None  # a function of a folder, given by each test
+
     @initialize()
     def start(self):
         self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "store"
-        self.store = LmdbStore.create(self.path, SPEC)
+        self.place = type(self).new_place(Path(self.folder.name) / "store")
+        self.store = self.place.create(SPEC)
         self.store._batch = 2  # so that calls cross transactions
         self.model = {}  # (user, version) -> (time, tag)
         self.snapshots = []
@@ -65,7 +70,9 @@ class AgainstDict(RuleBasedStateMachine):
 
     @rule(users=st.lists(USERS, max_size=8), mismatch=st.sampled_from(["miss", "accept"]))
     def find(self, users, mismatch):
-        found = self.store.find(torch.tensor(users, dtype=torch.int64), on_miss="flag", on_version_mismatch=mismatch)
+        found = self.store.find(
+            torch.tensor(users, dtype=torch.int64), ReadPolicy(on_miss="flag", on_version_mismatch=mismatch)
+        )
         for i, user in enumerate(users):
             there = [version for u, version in self.model if u == user]
             wanted = self.store.spec.model_version
@@ -79,12 +86,12 @@ class AgainstDict(RuleBasedStateMachine):
     @rule(version=st.sampled_from([0, 3, 2**63 - 1]))
     def reopen(self, version):
         self.store.close()
-        self.store = LmdbStore.open(self.path, readonly=False, spec=StoreSpec("int8", 1, 128, model_version=version))
+        self.store = self.place.open(StoreSpec("int8", 1, 128, model_version=version))
         self.store._batch = 2
 
     @rule()
     def save_snapshot(self):
-        path = self.path.with_name(f"snapshot{len(self.snapshots)}")
+        path = Path(self.folder.name, f"snapshot{len(self.snapshots)}")
         self.store.save_snapshot(path)
         self.snapshots.append((path, dict(self.model)))
 
@@ -111,5 +118,14 @@ class AgainstDict(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestAgainstDict = AgainstDict.TestCase
-TestAgainstDict.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+def check(new_place):
+    machine = type("Machine", (AgainstDict,), {"new_place": staticmethod(new_place)})
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=20, deadline=None))
+
+
+def test_lmdb(engine):
+    check(LmdbPlace)
+
+
+def test_redis(redis_server):
+    check(lambda _: RedisPlace(RedisConfig(redis_server.url, prefix=uuid.uuid4().hex)))

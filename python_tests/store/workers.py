@@ -1,12 +1,18 @@
 """Processes for the store's tests, and the rows they write: a row tells its user and generation in every byte."""
 
+import os
 import sys
 
 import torch
 
-from vista_ext.store import LmdbStore, StoreSpec
+from vista_ext import _C
+from vista_ext.store import LmdbStore, StoreSpec, liblmdb
 
 SPEC = StoreSpec("int8", 16, 256, model_version=3, extra={"checkpoint": "one"})
+
+
+def version(number, **changes):
+    return StoreSpec(SPEC.scheme, SPEC.tokens, SPEC.dim, model_version=number, **changes)
 
 
 def ids(*users):
@@ -81,3 +87,34 @@ def grow(path, first, count):
 
 def loaded(module, result):
     result.send(module in sys.modules)
+
+
+def engine_of(candidates, environment, path, result):
+    """The name of the LMDB that this process takes, once a store was made and read with it; or the error."""
+    os.environ.update(environment)
+    if candidates is not None:
+        liblmdb.candidates = lambda: candidates
+    try:
+        engine = liblmdb.engine()
+        assert liblmdb.engine() is engine
+        with LmdbStore.create(path, SPEC) as store:
+            store.insert(ids(5), rows_of([5], [1]), ids(1))
+            assert torch.equal(store.find(ids(5)).rows, rows_of([5], [1]))
+        result.send(engine.__name__)
+    except Exception as error:
+        result.send(str(error))
+
+
+def open_unloaded(path, result):
+    try:
+        _C.lmdb.open(str(path), 0, 1)
+    except _C.lmdb.Error as error:
+        result.send(str(error))
+
+
+def write_when_told(path, pipe):
+    """Write one more generation of user 1 each time, and say so."""
+    with LmdbStore.open(path, readonly=False) as store:
+        for generation in iter(pipe.recv, None):
+            store.insert(ids(1), rows_of([1], [generation]), ids(generation))
+            pipe.send(generation)

@@ -11,7 +11,7 @@ from typing import Literal
 from vista_ext.delivery.message import Decoded, PoisonError, decode
 from vista_ext.delivery.queue import Consumer, Producer
 from vista_ext.store import StoreSpec, SummaryStore
-from vista_ext.store.base import check_choice
+from vista_ext.store.checks import check_choice
 
 OnPoison = Literal["raise", "skip"]
 _POLL_SECONDS = 0.5  # how long a stop can go unnoticed

@@ -69,44 +69,20 @@ def decode(spec: StoreSpec, messages: Sequence[Message]) -> Decoded:
         spec: the layout that the records must have; their model versions may be any.
         messages: from a queue.
     """
-    size = record.HEADER_BYTES + spec.row_bytes
-    problems = {
-        i: f"size expected {size} bytes, found {len(m.value)}" for i, m in enumerate(messages) if len(m.value) != size
-    }
-    whole = [i for i in range(len(messages)) if i not in problems]
-    fits = [messages[i] for i in whole]
-    headers, rows = _parts(spec, fits)
-    try:
-        _check(spec, fits, headers, rows, range(len(fits)))
-    except RecordError:  # find out which
-        for j, i in enumerate(whole):
-            try:
-                _check(spec, fits, headers, rows, [j])
-            except RecordError as error:
-                problems[i] = str(error)
-        good = [j for j, i in enumerate(whole) if i not in problems]
-        fits, headers, rows = [fits[j] for j in good], headers[good], rows[good]
-    columns = (headers[name].astype(np.int64) for name in ("user_id", "event_time", "model_version"))
-    users, times, versions = map(torch.from_numpy, columns)
+    landing = record.Landing(spec, len(messages))
+    landing.take([message.value for message in messages])
+    users, times, landing.versions = (
+        landing.headers[name].astype(np.int64) for name in ("user_id", "event_time", "model_version")
+    )
+    problems = {i: str(error) for i, error in landing.damage(users).items()}
+    for i, message in enumerate(messages):
+        user, version = int(users[i]), int(landing.versions[i])
+        if message.key != b"%d" % user:
+            problems.setdefault(i, str(RecordError(user, version, f"key expected {user}")))
+        if version < 0:
+            problem = f"model_version expected below 2^63, found {landing.headers['model_version'][i]}"
+            problems.setdefault(i, str(RecordError(user, version, problem)))
+    good = [i for i in range(len(messages)) if i not in problems]
+    columns = users[good], landing.rows.numpy()[good], times[good], landing.versions[good]
     poison = [Poison(messages[i], problem) for i, problem in sorted(problems.items())]
-    return Decoded(fits, Summaries(users, torch.from_numpy(rows), times, versions), poison)
-
-
-def _parts(spec: StoreSpec, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-    data = bytearray().join(m.value for m in messages)
-    records = np.frombuffer(data, dtype=np.uint8).reshape(len(messages), record.HEADER_BYTES + spec.row_bytes)
-    headers = np.ascontiguousarray(records[:, : record.HEADER_BYTES]).reshape(-1).view(record.HEADER)
-    return headers, np.ascontiguousarray(records[:, record.HEADER_BYTES :])
-
-
-def _check(
-    spec: StoreSpec, messages: Sequence[Message], headers: np.ndarray, rows: np.ndarray, which: Sequence[int]
-) -> None:
-    users, versions = np.ascontiguousarray(headers["user_id"]), headers["model_version"].astype(np.int64)
-    for i in which:
-        if messages[i].key != b"%d" % users[i]:
-            raise RecordError(int(users[i]), int(versions[i]), f"key expected {users[i]}")
-        if versions[i] < 0:
-            problem = f"model_version expected below 2^63, found {headers['model_version'][i]}"
-            raise RecordError(int(users[i]), int(versions[i]), problem)
-    record.check(spec, users, versions, headers, rows, np.array(which, dtype=np.int64))
+    return Decoded([messages[i] for i in good], Summaries(*map(torch.from_numpy, columns)), poison)

@@ -13,8 +13,8 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista
 from vista_ext.progress import track
 from vista_ext.serve.summarize import summarize_users
-from vista_ext.store import SummaryStore
-from vista_ext.store.base import check_integer
+from vista_ext.store import ReadPolicy, SummaryStore
+from vista_ext.store.checks import check_integer
 
 _LOOK = 1024  # users whose stored summaries are looked at together
 
@@ -86,7 +86,7 @@ def refresh_due(
     spec = store.spec
     due = written = 0
     for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
-        stored = store.find(users, on_miss="flag", on_version_mismatch="miss")
+        stored = store.find(users, ReadPolicy(on_miss="flag", on_version_mismatch="miss"))
         moments = dataset.end_of_events(users) if now is None else torch.full_like(users, now)
         counts, first_times = dataset.events_since(users, stored.event_times, moments)
         chosen = policy.due(counts, first_times, moments) | ~stored.hits

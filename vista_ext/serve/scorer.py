@@ -14,7 +14,7 @@ from vista_ext.data.batch import Candidates
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Histories, Vista
 from vista_ext.progress import track
-from vista_ext.store import SummaryStore
+from vista_ext.store import STRICT, HotCache, ReadPolicy, SummaryStore
 from vista_ext.train.evaluate import Predictions, collect, read_batches
 
 Lookup = Callable[[Tensor], Tensor]
@@ -27,6 +27,16 @@ def from_store(store: SummaryStore) -> Lookup:
     def lookup(users: Tensor) -> Tensor:
         rows = store.find(users).rows
         return ops.dequantize_rows(rows, spec.tokens, spec.dim, scheme=spec.scheme, group=spec.group)
+
+    return lookup
+
+
+def from_cache(cache: HotCache, policy: ReadPolicy = STRICT) -> Lookup:
+    """The same through a hot cache, on its device; zeros for whom the policy makes a miss."""
+
+    def lookup(users: Tensor) -> Tensor:
+        with cache.gather(users.cpu(), policy) as lease:
+            return lease.dequantize()
 
     return lookup
 

@@ -8,21 +8,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from vista_ext import _C
 from vista_ext.ops.cache_rows import Scheme
+from vista_ext.store.checks import check_choice, check_integer
 
-OnMiss = Literal["raise", "flag"]
-OnVersionMismatch = Literal["raise", "miss", "accept"]
+_FORMAT = 1  # of a store: keys, records, and what it publishes of its spec
 
 
 class StoreError(RuntimeError):
     """The store cannot do what was asked; the message names the store and why."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer, for now: what a reader may bridge with what it holds."""
 
 
 class _UsersError(StoreError):
@@ -42,12 +44,55 @@ class VersionMismatchError(_UsersError):
     """Users were asked for whose summaries are all of other model versions."""
 
 
+class ExpiredError(_UsersError):
+    """Users were asked for whose summaries are older than the reader's policy allows."""
+
+
 class RecordError(StoreError):
     """A stored record is not what was written: torn, corrupt, or of another layout. `user_id` says whose it is."""
 
     def __init__(self, user_id: int, model_version: int, problem: str) -> None:
         self.user_id = user_id
         super().__init__(f"record of user {user_id}, model version {model_version}: {problem}")
+
+
+@dataclass(frozen=True)
+class ReadPolicy:
+    """What a reader does about a summary that it cannot use as it is. The same for every store and cache.
+
+    Args:
+        on_miss: a user without a summary: "raise", or "flag" it in `Found.hits` (its row is zeros). Whatever else is
+            made a miss below is treated by this, too.
+        on_version_mismatch: a user who has summaries, but none of the model version asked for: "raise", treat as a
+            "miss", or "accept" the newest version there is (`Found.versions` says which).
+        on_damage: a record that is torn, corrupt or of another layout: "raise", or treat as a "miss"
+            (`Found.damaged`; logged as a warning).
+        max_age: seconds that a summary's event time may lie in the past, of whatever version it is; None for no limit.
+        on_expired: an older summary: "raise", or treat as a "miss" (`Found.expired`).
+        on_unavailable: a server that does not answer: "raise", or treat as a "miss" of all (`Found.unavailable`).
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found.
+    """
+
+    on_miss: Literal["raise", "flag"] = "raise"
+    on_version_mismatch: Literal["raise", "miss", "accept"] = "raise"
+    on_damage: Literal["raise", "miss"] = "raise"
+    max_age: int | None = None
+    on_expired: Literal["raise", "miss"] = "miss"
+    on_unavailable: Literal["raise", "miss"] = "raise"
+
+    def __post_init__(self) -> None:
+        check_choice("policy", "on_miss", self.on_miss, ("raise", "flag"))
+        check_choice("policy", "on_version_mismatch", self.on_version_mismatch, ("raise", "miss", "accept"))
+        check_choice("policy", "on_damage", self.on_damage, ("raise", "miss"))
+        check_choice("policy", "on_expired", self.on_expired, ("raise", "miss"))
+        check_choice("policy", "on_unavailable", self.on_unavailable, ("raise", "miss"))
+        if self.max_age is not None:
+            check_integer("policy", "max_age", self.max_age, 0)
+
+
+STRICT = ReadPolicy()
 
 
 @dataclass(frozen=True)
@@ -107,6 +152,41 @@ class StoreSpec:
             raise ValueError(f"spec: expected the keys {sorted(known)}, found {sorted(values)}")
         return cls(**values)
 
+    def to_json(self) -> bytes:
+        """As a store publishes it."""
+        return json.dumps({"format": _FORMAT} | self.to_dict()).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str) -> StoreSpec:
+        """What a store has published; a StoreError that says where if it cannot be read."""
+        try:
+            values = json.loads(text)
+            found = values.pop("format", None)
+            if found != _FORMAT:
+                raise ValueError(f"format expected {_FORMAT}, found {found!r}")
+            return cls.from_dict(values)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where}: its spec cannot be read: {error}") from error
+
+    def for_reader(self, wanted: StoreSpec | None, where: str) -> StoreSpec:
+        """With which spec to open a store that has published this one.
+
+        Args:
+            wanted: what the caller can read, of any model version; None: as published.
+
+        Raises:
+            StoreError: naming what differs, what was expected and what was found.
+        """
+        if wanted is None:
+            return self
+        wanted.require_layout_of(self, where)
+        if wanted.model_version == self.model_version:
+            for name, value in wanted.extra.items():
+                found = self.extra.get(name)
+                if found != value:
+                    raise StoreError(f"{where}: extra[{name!r}]: expected {value!r}, found {found!r}")
+        return wanted
+
     def require_layout_of(self, found: StoreSpec, where: str) -> None:
         """Check that rows of `found` can be read as rows of this spec.
 
@@ -127,12 +207,17 @@ class Found:
         hits: bool `[n]`.
         event_times: int64 `[n]`, seconds: how fresh each summary is; -1 where there is no hit.
         versions: int64 `[n]`, the model version of each summary; -1 where there is no hit.
+        damaged, expired: bool `[n]`, why there is no hit although something is stored (`ReadPolicy`).
+        unavailable: bool `[n]`, there is no hit because the store did not answer.
     """
 
     rows: Tensor
     hits: Tensor
     event_times: Tensor
     versions: Tensor
+    damaged: Tensor
+    expired: Tensor
+    unavailable: Tensor
 
 
 @dataclass(frozen=True)
@@ -148,6 +233,17 @@ class Summaries:
         return self.user_ids.shape[0]
 
 
+class Reader(Protocol):
+    """What a cache can stand in front of: a store, or another cache."""
+
+    @property
+    def spec(self) -> StoreSpec:
+        """What it holds."""
+
+    def find(self, user_ids: Tensor, policy: ReadPolicy = STRICT, *, out: Tensor | None = None) -> Found:
+        """As `SummaryStore.find`."""
+
+
 class SummaryStore(ABC):
     """Quantized summaries by user id and model version. All calls are batched; a context manager closes the store.
 
@@ -157,20 +253,18 @@ class SummaryStore(ABC):
     spec: StoreSpec
 
     @abstractmethod
-    def find(
-        self, user_ids: Tensor, *, on_miss: OnMiss = "raise", on_version_mismatch: OnVersionMismatch = "raise"
-    ) -> Found:
-        """Read the summaries of some users.
+    def find(self, user_ids: Tensor, policy: ReadPolicy = STRICT, *, out: Tensor | None = None) -> Found:
+        """Read the summaries of some users. A record's header and checksum are checked before its row is handed out.
 
         Args:
             user_ids: int64 `[n]`, in any order, repeats allowed.
-            on_miss: a user without a summary: "raise", or "flag" it in `hits` (its row is zeros).
-            on_version_mismatch: a user who has summaries, but none of `spec.model_version`: "raise", treat as a "miss",
-                or "accept" the newest version there is (`versions` says which).
+            policy: what to do about what cannot be used as it is.
+            out: contiguous uint8 `[n, row_bytes]` to read into, pinned perhaps; `Found.rows` is this then.
 
         Raises:
-            MissingUserError, VersionMismatchError: naming the first such users, and how many there are.
+            MissingUserError, VersionMismatchError, ExpiredError: naming the first such users, and how many there are.
             RecordError: a record that was read is torn or corrupt.
+            StoreUnavailableError: a server does not answer.
         """
 
     @abstractmethod
@@ -240,48 +334,3 @@ class SummaryStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_tensor(call: str, name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A CPU tensor as a contiguous numpy array; None in `shape` is any size, called n in the message.
-
-    Raises:
-        ValueError: naming call, argument, expected and found.
-    """
-    wanted = f"{str(dtype).removeprefix('torch.')} [{', '.join('n' if s is None else str(s) for s in shape)}] on cpu"
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{call}: {name} must be a tensor, {wanted}, found {type(value).__name__}")
-    fits = value.dim() == len(shape) and all(s is None or s == have for s, have in zip(shape, value.shape, strict=True))
-    if value.dtype != dtype or value.device.type != "cpu" or not fits:
-        found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-        raise ValueError(f"{call}: {name} must be {wanted}, found {found}")
-    return value.detach().contiguous().numpy()
-
-
-def check_summaries(
-    call: str, summaries: Summaries, row_bytes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """User ids, versions, rows and event times as contiguous numpy arrays.
-
-    Raises:
-        ValueError: naming call, argument, expected and found.
-    """
-    users = check_tensor(call, "user_ids", summaries.user_ids, torch.int64, (None,))
-    n = len(users)
-    versions = check_tensor(call, "versions", summaries.versions, torch.int64, (n,))
-    for version in versions[versions < 0][:1]:
-        raise ValueError(f"{call}: versions must be at least 0, found {version}")
-    rows = check_tensor(call, "rows", summaries.rows, torch.uint8, (n, row_bytes))
-    return users, versions, rows, check_tensor(call, "event_times", summaries.event_times, torch.int64, (n,))
-
-
-def check_choice(call: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{call}: {name} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
-
-
-def check_integer(call: str, name: str, value: int, least: int, most: int = 2**63 - 1) -> None:
-    """Raises ValueError unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{call}: {name} must be an integer from {least} to {most}, found {value!r}")

@@ -7,7 +7,6 @@ durable before it returns.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -17,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vista_ext._extras import require
+from vista_ext.store import liblmdb
 from vista_ext.store.base import StoreError, StoreSpec
 from vista_ext.store.feed import LAST, TABLES, FeedTables
 
-_FORMAT = 1
 _SPEC_KEY = b"spec"
 _DATABASES = 2 + len(TABLES)
 _META_BYTES = 2 * 4096  # two pages, of at least this size, say where everything else is
@@ -39,7 +37,7 @@ class Environment:
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self.path, self.readonly = path, readonly
         self._data = path / "data.mdb"
-        self._lmdb = require("lmdb", extra="run")
+        self._lmdb = liblmdb.engine()
         self._lock = threading.RLock()  # growing the map is only allowed while this process has no transaction
         self._pid = os.getpid()
         self._env: Any = None
@@ -81,7 +79,7 @@ class Environment:
     @classmethod
     def create(cls, path: Path, spec: StoreSpec, map_size: int) -> None:
         """Make a new environment; it appears at `path` complete or not at all."""
-        lmdb = require("lmdb", extra="run")
+        lmdb = liblmdb.engine()
         with new_folder(path, "store") as folder:
             try:
                 env = lmdb.open(str(folder), map_size=map_size, max_dbs=_DATABASES)
@@ -89,7 +87,7 @@ class Environment:
                     meta = env.open_db(b"meta")
                     env.open_db(b"records")
                     with env.begin(write=True, db=meta) as txn:
-                        txn.put(_SPEC_KEY, _dump(spec))
+                        txn.put(_SPEC_KEY, spec.to_json())
                 finally:
                     env.close()
             except lmdb.Error as error:
@@ -111,19 +109,12 @@ class Environment:
         """The spec it was published with; StoreError if that cannot be read."""
         with self.read(self._meta) as txn:
             data = txn.get(_SPEC_KEY)
-            text = None if data is None else bytes(data)
-        try:
-            values = json.loads(text or b"{}")
-            found = values.pop("format", None)
-            if found != _FORMAT:
-                raise ValueError(f"format expected {_FORMAT}, found {found!r}")
-            return StoreSpec.from_dict(values)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"store {self.path}: its spec cannot be read: {error}") from error
+            text = b"{}" if data is None else bytes(data)
+        return StoreSpec.from_json(text, f"store {self.path}")
 
     def write_spec(self, spec: StoreSpec) -> None:
         """Replace the spec, durably."""
-        self.write(lambda txn: txn.put(_SPEC_KEY, _dump(spec), db=self._meta))
+        self.write(lambda txn: txn.put(_SPEC_KEY, spec.to_json(), db=self._meta))
 
     def open_feed(self, *, create: bool) -> None:
         """Open the tables of the change feed, if they are not open yet.
@@ -271,7 +262,3 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _dump(spec: StoreSpec) -> bytes:
-    return json.dumps({"format": _FORMAT} | spec.to_dict()).encode()

@@ -11,24 +11,11 @@ import torch
 from torch import Tensor
 
 from vista_ext.store import record
-from vista_ext.store.base import (
-    Found,
-    MissingUserError,
-    OnMiss,
-    OnVersionMismatch,
-    RecordError,
-    StoreError,
-    StoreSpec,
-    Summaries,
-    SummaryStore,
-    VersionMismatchError,
-    check_choice,
-    check_integer,
-    check_summaries,
-    check_tensor,
-)
+from vista_ext.store.base import StoreError, StoreSpec
+from vista_ext.store.checks import check_integer, check_tensor
 from vista_ext.store.environment import Environment, new_folder
 from vista_ext.store.feed import ChangeFeed
+from vista_ext.store.keyed import KeyedStore
 
 # Synced commits are worth making large, read transactions worth keeping short; both are cut here.
 BATCH_RECORDS = 1024
@@ -36,7 +23,7 @@ BATCH_BYTES = 32 << 20
 _NEWEST = b"\xff" * 8
 
 
-class LmdbStore(SummaryStore):
+class LmdbStore(KeyedStore):
     """Summaries in an LMDB environment. Made by `create` or `open`.
 
     A store object may be shared between threads, which take turns, not with a forked process, and a process may open an
@@ -45,10 +32,9 @@ class LmdbStore(SummaryStore):
     """
 
     def __init__(self, environment: Environment, spec: StoreSpec) -> None:
+        batch = BATCH_BYTES // (record.HEADER_BYTES + spec.row_bytes)
+        super().__init__(spec, max(1, min(BATCH_RECORDS, batch)))
         self._environment = environment
-        self.spec = spec
-        self._record_bytes = record.HEADER_BYTES + spec.row_bytes
-        self._batch = max(1, min(BATCH_RECORDS, BATCH_BYTES // self._record_bytes))
 
     @classmethod
     def create(cls, path: Path | str, spec: StoreSpec, map_size: int = 1 << 30) -> LmdbStore:
@@ -83,68 +69,10 @@ class LmdbStore(SummaryStore):
         """
         environment = Environment(Path(path), readonly=readonly)
         try:
-            published = environment.read_spec()
-            if spec is None:
-                return cls(environment, published)
-            spec.require_layout_of(published, f"open: store {path}")
-            if spec.model_version == published.model_version:
-                for name, value in spec.extra.items():
-                    found = published.extra.get(name)
-                    if found != value:
-                        raise StoreError(f"open: store {path}: extra[{name!r}]: expected {value!r}, found {found!r}")
-            return cls(environment, spec)
+            return cls(environment, environment.read_spec().for_reader(spec, f"open: store {path}"))
         except BaseException:
             environment.close()
             raise
-
-    def find(
-        self, user_ids: Tensor, *, on_miss: OnMiss = "raise", on_version_mismatch: OnVersionMismatch = "raise"
-    ) -> Found:
-        """As in `SummaryStore`. A record's checksum and header are checked before its row is handed out."""
-        check_choice("find", "on_miss", on_miss, ("raise", "flag"))
-        check_choice("find", "on_version_mismatch", on_version_mismatch, ("raise", "miss", "accept"))
-        users = check_tensor("find", "user_ids", user_ids, torch.int64, (None,))
-        n = len(users)
-        keys = record.keys(users, self._own_version(n))
-        versions = np.full(n, -1, dtype=np.int64)
-        other_version: list[int] = []
-        headers = np.zeros(n, dtype=record.HEADER)
-        rows = torch.empty((n, self.spec.row_bytes), dtype=torch.uint8)
-        sink = _Sink(self._record_bytes, headers, rows.numpy())
-        for begin in range(0, n, self._batch):
-            with self._environment.read() as txn:
-                cursor = txn.cursor()
-                for i in range(begin, min(n, begin + self._batch)):
-                    key, value = keys[i], txn.get(keys[i])
-                    if value is None and on_version_mismatch != "miss":
-                        other = _newest(cursor, key[:8])
-                        if other is not None and on_version_mismatch == "accept":
-                            key, value = other
-                        elif other is not None:
-                            other_version.append(i)
-                    if value is not None:
-                        sink.take(i, key, value)
-                        versions[i] = int.from_bytes(key[8:], "big")
-        if other_version:
-            what = f"have summaries, but none of model version {self.spec.model_version}"
-            raise VersionMismatchError(users[other_version].tolist(), n, what)
-        hits = versions >= 0
-        if not hits.all():
-            if on_miss == "raise":
-                raise MissingUserError(users[~hits].tolist(), n, "have no summary")
-            rows.numpy()[~hits] = 0
-            headers["event_time"][~hits] = -1
-        record.check(self.spec, users, versions, headers, rows.numpy(), np.flatnonzero(hits))
-        times = np.ascontiguousarray(headers["event_time"])
-        return Found(rows, torch.from_numpy(hits), torch.from_numpy(times), torch.from_numpy(versions))
-
-    def insert(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
-        """As in `SummaryStore`; written in the order of the keys."""
-        return self._check_and_write("insert", user_ids, rows, event_times, newest_wins, only_present=False)
-
-    def update(self, user_ids: Tensor, rows: Tensor, event_times: Tensor, *, newest_wins: bool = True) -> int:
-        """As in `SummaryStore`; written in the order of the keys."""
-        return self._check_and_write("update", user_ids, rows, event_times, newest_wins, only_present=True)
 
     def erase(self, user_ids: Tensor) -> int:
         """As in `SummaryStore`."""
@@ -160,7 +88,7 @@ class LmdbStore(SummaryStore):
         check_integer("erase_version", "model_version", model_version, 0)
         ending = model_version.to_bytes(8, "big")
         erased = 0
-        for keys in self._batches_of_keys():
+        for keys in self._batches_of_packed_keys():
             part = [key for key in keys if key[8:] == ending]
             if part:
                 erased += self._environment.write(self._delete, part)
@@ -183,35 +111,6 @@ class LmdbStore(SummaryStore):
         with new_folder(Path(path), "snapshot") as folder:
             self._environment.copy(folder)
 
-    def load_snapshot(self, path: Path | str) -> int:
-        """As in `SummaryStore`; summaries keep their model versions."""
-        with LmdbStore.open(path) as snapshot:
-            self.spec.require_layout_of(snapshot.spec, f"load_snapshot: {path}")
-            return sum(map(self.add, snapshot))
-
-    def add(self, summaries: Summaries) -> int:
-        """As in `SummaryStore`; each model version is kept beside the others."""
-        users, versions, rows, times = check_summaries("add", summaries, self.spec.row_bytes)
-        return self._write(users, versions, rows, times, newest_wins=True)
-
-    def __iter__(self) -> Iterator[Summaries]:
-        for keys in self._batches_of_keys():
-            headers = np.zeros(len(keys), dtype=record.HEADER)
-            rows = torch.empty((len(keys), self.spec.row_bytes), dtype=torch.uint8)
-            sink = _Sink(self._record_bytes, headers, rows.numpy())
-            present: list[bytes] = []
-            with self._environment.read() as txn:
-                for key in keys:
-                    value = txn.get(key)
-                    if value is not None:  # not erased since the keys were read
-                        sink.take(len(present), key, value)
-                        present.append(key)
-            n = len(present)
-            users, versions = record.parse_keys(present)
-            record.check(self.spec, users, versions, headers[:n], rows[:n].numpy(), np.arange(n))
-            times = np.ascontiguousarray(headers["event_time"][:n])
-            yield Summaries(torch.from_numpy(users), rows[:n], torch.from_numpy(times), torch.from_numpy(versions))
-
     def __len__(self) -> int:
         return self._environment.entries()
 
@@ -219,17 +118,12 @@ class LmdbStore(SummaryStore):
         """Give the environment back; closing twice is fine."""
         self._environment.close()
 
-    def _own_version(self, n: int) -> np.ndarray:
-        return np.full(n, self.spec.model_version, dtype=np.int64)
-
-    def _check_and_write(
-        self, call: str, user_ids: Tensor, rows: Tensor, event_times: Tensor, newest_wins: bool, only_present: bool
-    ) -> int:
-        users = check_tensor(call, "user_ids", user_ids, torch.int64, (None,))
-        data = check_tensor(call, "rows", rows, torch.uint8, (len(users), self.spec.row_bytes))
-        times = check_tensor(call, "event_times", event_times, torch.int64, (len(users),))
-        versions = self._own_version(len(users))
-        return self._write(users, versions, data, times, newest_wins=newest_wins, only_present=only_present)
+    def _fetch(self, users: np.ndarray, versions: np.ndarray, newest: bool, landing: record.Landing) -> None:
+        keys = record.keys(users, versions)
+        for begin in range(0, len(users), self._batch):
+            part = slice(begin, begin + self._batch)
+            with self._environment.read() as txn:
+                _read_records(txn, keys[part], newest, landing, part)
 
     def _write(
         self,
@@ -237,18 +131,9 @@ class LmdbStore(SummaryStore):
         versions: np.ndarray,
         rows: np.ndarray,
         times: np.ndarray,
-        *,
         newest_wins: bool,
-        only_present: bool = False,
+        only_present: bool,
     ) -> int:
-        # In the order of the keys, which LMDB writes fastest, and each key once: the last of its run.
-        ranks = (times, versions, users) if newest_wins else (versions, users)
-        order = np.lexsort(ranks)
-        users, versions, times = users[order], versions[order], times[order]
-        last = np.ones(len(order), dtype=bool)
-        last[:-1] = (users[1:] != users[:-1]) | (versions[1:] != versions[:-1])
-        order, users, versions, times = order[last], users[last], versions[last], times[last]
-
         def put(txn: Any, keys: list[bytes], records: np.ndarray, event_times: list[int]) -> int:
             written: list[bytes] = []
             for key, value, time in zip(keys, records, event_times, strict=True):
@@ -264,13 +149,8 @@ class LmdbStore(SummaryStore):
                 self._environment.feed.note(txn, written)
             return len(written)
 
-        total = 0
-        for begin in range(0, len(order), self._batch):
-            part = slice(begin, begin + self._batch)
-            keys = record.keys(users[part], versions[part])
-            records = record.pack(self.spec, users[part], versions[part], times[part], rows[order[part]])
-            total += self._environment.write(put, keys, records, times[part].tolist())
-        return total
+        records = record.pack(self.spec, users, versions, times, rows)
+        return self._environment.write(put, record.keys(users, versions), records, times.tolist())
 
     def _erase(self, txn: Any, prefixes: list[bytes]) -> int:
         """Delete all keys of some users; returns how many there were."""
@@ -289,36 +169,43 @@ class LmdbStore(SummaryStore):
             self._environment.feed.forget(txn, keys)
         return sum(map(txn.delete, keys))
 
-    def _batches_of_keys(self) -> Iterator[list[bytes]]:
+    def _batches_of_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return map(record.parse_keys, self._batches_of_packed_keys())
+
+    def _batches_of_packed_keys(self) -> Iterator[list[bytes]]:
         start = b""
         while True:
             with self._environment.read() as txn:
                 cursor = txn.cursor()
-                found = cursor.set_range(start) if start else cursor.first()
-                walk = cursor.iternext(keys=True, values=False) if found else ()
-                keys = [bytes(key) for key, _ in zip(walk, range(self._batch), strict=False)]
+                keys: list[bytes] = []
+                more = cursor.set_range(start) if start else cursor.first()
+                while more and len(keys) < self._batch:
+                    keys.append(bytes(cursor.key()))
+                    more = cursor.next()
             if not keys:
                 return
             yield keys
             start = keys[-1] + b"\0"  # the smallest key after it
 
 
-class _Sink:
-    """Copies stored records apart, into headers and rows."""
-
-    def __init__(self, record_bytes: int, headers: np.ndarray, rows: np.ndarray) -> None:
-        self._record_bytes = record_bytes
-        self._row_bytes = record_bytes - record.HEADER_BYTES
-        self._headers, self._rows = memoryview(headers.view(np.uint8)), memoryview(rows.reshape(-1))
-
-    def take(self, i: int, key: bytes, value: memoryview) -> None:
-        if len(value) != self._record_bytes:
-            user, version = record.parse_keys([key])
-            problem = f"size expected {self._record_bytes} bytes, found {len(value)}"
-            raise RecordError(int(user[0]), int(version[0]), problem)
-        header = record.HEADER_BYTES
-        self._headers[i * header : (i + 1) * header] = value[:header]
-        self._rows[i * self._row_bytes : (i + 1) * self._row_bytes] = value[header:]
+def _read_records(txn: Any, keys: list[bytes], newest: bool, landing: record.Landing, part: slice) -> None:
+    """Read the records under some keys; with `newest`, of a user who has only other versions, the newest."""
+    versions = landing.versions[part]
+    if hasattr(txn, "read_records"):  # liblmdb itself: values stay untouched until all are found
+        table = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, record.KEY_BYTES)
+        parts = landing.header_bytes[part], landing.rows.numpy()[part], landing.sizes[part], landing.checksums[part]
+        txn.read_records(table, newest, versions, *parts)
+        return
+    values: list[memoryview | None] = []
+    cursor = txn.cursor()
+    for i, key in enumerate(keys):
+        value = txn.get(key)
+        if value is None and newest:
+            key, value = _newest(cursor, key[:8]) or (key, None)
+        if value is not None:
+            versions[i] = int.from_bytes(key[8:], "big")
+        values.append(value)
+    landing.take(values, part.start or 0)
 
 
 def _newest(cursor: Any, prefix: bytes) -> tuple[bytes, memoryview] | None:

@@ -6,9 +6,11 @@ the numbers do, and the versions of a user lie side by side.
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vista_ext import _C
 from vista_ext.store.base import RecordError, StoreSpec
@@ -51,53 +53,83 @@ def pack(
     records = np.empty((len(users), HEADER_BYTES + spec.row_bytes), dtype=np.uint8)
     records[:, :HEADER_BYTES] = _as_bytes(headers)
     records[:, HEADER_BYTES:] = rows
-    headers["crc32"] = [zlib.crc32(record) for record in records]
+    headers["crc32"] = _C.record_checksums(records)
     records[:, :HEADER_BYTES] = _as_bytes(headers)
     return records
 
 
-def check(
-    spec: StoreSpec, users: np.ndarray, versions: np.ndarray, headers: np.ndarray, rows: np.ndarray, which: np.ndarray
-) -> None:
-    """Check that records are whole and belong under their keys.
+class Landing:
+    """Where n fetched records are taken apart, and what was found of each before anybody trusts it.
 
     Args:
-        users, versions: int64 `[n]`, from the keys.
-        headers: `HEADER` `[n]`.
-        rows: `[n, row_bytes]`.
-        which: indices of the records to check.
+        spec: of the store.
+        n: how many records were asked for.
+        rows: uint8 `[n, row_bytes]` to read into; made here if None.
 
-    Raises:
-        RecordError: of the first that is not, naming user, field, expected and found.
+    Attributes:
+        headers: `HEADER` `[n]`; rows: uint8 `[n, row_bytes]`, a tensor. Zeros where there is no whole record.
+        versions: int64 `[n]`, from the keys, -1 for no record.
+        sizes: int64 `[n]`, bytes of what was found, -1 for no record.
+        checksums: uint32 `[n]`, of what was found.
     """
-    found, expected = headers[which], _expected_headers(spec, users[which], versions[which])
-    for name in HEADER.names or ():
-        if name in ("event_time", "crc32"):
-            continue
-        for j in np.flatnonzero(found[name] != expected[name])[:1]:
-            problem = f"{name} expected {expected[name][j]}, found {found[name][j]}"
-            raise RecordError(int(users[which[j]]), int(versions[which[j]]), problem)
-    written = found["crc32"].tolist()
-    found["crc32"] = 0
-    for i, header, stated in zip(which, _as_bytes(found), written, strict=True):
-        crc = zlib.crc32(rows[i], zlib.crc32(header))
-        if crc != stated:
-            raise RecordError(int(users[i]), int(versions[i]), f"crc32 expected {stated:#010x}, found {crc:#010x}")
+
+    def __init__(self, spec: StoreSpec, n: int, rows: Tensor | None = None) -> None:
+        self.spec = spec
+        self.rows = torch.empty((n, spec.row_bytes), dtype=torch.uint8) if rows is None else rows
+        self.versions = np.full(n, -1, dtype=np.int64)
+        self.sizes = np.full(n, -1, dtype=np.int64)
+        self.checksums = np.zeros(n, dtype=np.uint32)
+        self.header_bytes = np.zeros((n, HEADER_BYTES), dtype=np.uint8)
+        self.headers = self.header_bytes.view(HEADER).reshape(n)
+
+    def take(self, values: Sequence[bytes | memoryview | None], first: int = 0) -> None:
+        """Take records apart, None for one that there is not. They land from index `first` on."""
+        part = slice(first, first + len(values))
+        parts = self.header_bytes[part], self.rows.numpy()[part], self.sizes[part], self.checksums[part]
+        _C.unpack_records(values, *parts)
+
+    def damage(self, users: np.ndarray) -> dict[int, RecordError]:
+        """What is wrong with the records that are not whole or do not belong under their keys, by index.
+
+        Args:
+            users: int64 `[n]`, from the keys.
+        """
+        found: dict[int, RecordError] = {}
+        expected = _expected_headers(self.spec, users, self.versions)
+        right_size = HEADER_BYTES + self.spec.row_bytes
+        present = self.sizes >= 0
+
+        def compare(name: str, wanted: np.ndarray, have: np.ndarray, form: str = "", unit: str = "") -> None:
+            for i in np.flatnonzero(present & (wanted != have)).tolist():
+                problem = f"{name} expected {wanted[i]:{form}}{unit}, found {have[i]:{form}}"
+                found.setdefault(i, RecordError(int(users[i]), int(self.versions[i]), problem))
+
+        compare("size", np.full_like(self.sizes, right_size), self.sizes, unit=" bytes")
+        for name in HEADER.names or ():
+            if name not in ("event_time", "crc32"):
+                compare(name, expected[name], self.headers[name])
+        compare("crc32", self.headers["crc32"], self.checksums, form="#010x")
+        return found
 
 
 def is_newer(spec: StoreSpec, key: bytes, stored: memoryview, event_time: int) -> bool:
     """Whether a stored record is later than `event_time`. A corrupt one is not: a fresh summary may heal it."""
     if len(stored) != HEADER_BYTES + spec.row_bytes:
         return False
-    headers = np.frombuffer(stored[:HEADER_BYTES], dtype=HEADER)
-    if headers["event_time"][0] <= event_time:
+    if np.frombuffer(stored[:HEADER_BYTES], dtype=HEADER)["event_time"][0] <= event_time:
         return False
-    try:
-        row = np.frombuffer(stored[HEADER_BYTES:], dtype=np.uint8)
-        check(spec, *parse_keys([key]), headers, row[None], np.arange(1))
-    except RecordError:
-        return False
-    return True
+    landing = Landing(spec, 1)
+    landing.take([stored])
+    user, landing.versions = parse_keys([key])
+    return not landing.damage(user)
+
+
+def in_key_order(users: np.ndarray, versions: np.ndarray, times: np.ndarray, newest_wins: bool) -> np.ndarray:
+    """Indices of what to write of a batch, by ascending key, each key once: its newest summary, or just its last."""
+    order = np.lexsort((times, versions, users) if newest_wins else (versions, users))
+    last = np.ones(len(order), dtype=bool)
+    last[:-1] = (np.diff(users[order]) != 0) | (np.diff(versions[order]) != 0)
+    return order[last]
 
 
 def _expected_headers(spec: StoreSpec, users: np.ndarray, versions: np.ndarray) -> np.ndarray:

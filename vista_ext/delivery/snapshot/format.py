@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vista_ext.store import StoreSpec, Summaries, record
-from vista_ext.store.base import check_summaries
+from vista_ext.store.checks import check_summaries
 
 FORMAT = 1
 MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"

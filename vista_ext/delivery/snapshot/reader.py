@@ -24,7 +24,7 @@ from vista_ext.delivery.snapshot.format import (
     keys_of,
 )
 from vista_ext.store import RecordError, StoreError, StoreSpec, Summaries, SummaryStore
-from vista_ext.store.base import check_integer
+from vista_ext.store.checks import check_integer
 from vista_ext.store.lmdb import BATCH_BYTES, BATCH_RECORDS
 
 

@@ -25,7 +25,7 @@ from vista_ext.delivery.snapshot.format import (
     keys_of,
 )
 from vista_ext.store import StoreError, StoreSpec, Summaries, SummaryStore
-from vista_ext.store.base import check_integer
+from vista_ext.store.checks import check_integer
 from vista_ext.store.environment import new_folder
 
 BUCKETS = 16

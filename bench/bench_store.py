@@ -1,0 +1,118 @@
+"""Reads of 256 users from the embedded store, checksums verified: liblmdb itself against py-lmdb, warm and cold.
+
+Cold: the store's pages are dropped from the page cache before each read, which needs no root. Both sides read the same
+users from the same file, in turns, and close the store in between: a mapped page cannot be dropped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from vista_ext import _C
+from vista_ext.store import LmdbStore, StoreSpec, liblmdb
+
+SPEC = StoreSpec("int8", 128, 256)
+BATCH = 256
+USERS, QUICK_USERS = 20_000, 1_000
+ROUNDS, QUICK_ROUNDS = 15, 2
+
+
+@pytest.fixture(scope="module")
+def engines() -> dict[str, Any]:
+    """Ours first."""
+    if liblmdb.engine() is not _C.lmdb:
+        pytest.skip("no liblmdb on this machine")
+    return {"ours": _C.lmdb, "py_lmdb": importlib.import_module("lmdb")}
+
+
+@pytest.fixture(scope="module")
+def path(request: pytest.FixtureRequest, engines: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.config.getoption("--device") != "cpu":
+        pytest.skip("the embedded store is read by the CPU")
+    users = QUICK_USERS if request.config.getoption("--quick") else USERS
+    folder = tmp_path_factory.mktemp("bench") / "store"
+    with LmdbStore.create(folder, SPEC) as store:
+        for ids in torch.arange(users).split(1000):
+            store.insert(ids, rows_of(ids), ids)
+    return folder
+
+
+def rows_of(ids: torch.Tensor) -> torch.Tensor:
+    """Rows that tell their user, without a pattern that a disk could compress."""
+    noise = torch.randint(0, 256, (SPEC.row_bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return noise[None] ^ (ids[:, None] * 37 % 251).to(torch.uint8)
+
+
+@contextmanager
+def opened(engine: Any, path: Path) -> Iterator[LmdbStore]:
+    with mock.patch.object(liblmdb, "engine", lambda: engine), LmdbStore.open(path) as store:
+        yield store
+
+
+def drop_pages(path: Path) -> None:
+    fd = os.open(path / "data.mdb", os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("state", ["warm", "cold"])
+def bench_find(state: str, benchmark: Any, engines: dict[str, Any], path: Path, request: pytest.FixtureRequest) -> None:
+    quick = request.config.getoption("--quick")
+    generator = torch.Generator().manual_seed(1)
+    total = QUICK_USERS if quick else USERS
+    out = torch.empty((BATCH, SPEC.row_bytes), dtype=torch.uint8)
+    best = dict.fromkeys(engines, float("inf"))
+
+    def batch() -> torch.Tensor:
+        return torch.randint(0, total, (BATCH,), generator=generator)
+
+    for name, engine in engines.items():
+        users = batch()
+        with opened(engine, path) as store:
+            if not torch.equal(store.find(users, out=out).rows, rows_of(users)):
+                raise AssertionError(f"{name} is wrong, nothing was timed")
+
+    def read(name: str, users: torch.Tensor) -> None:
+        with opened(engines[name], path) as store:
+            if state == "warm":
+                store.find(users, out=out)
+            begin = time.perf_counter()
+            store.find(users, out=out)
+            best[name] = min(best[name], time.perf_counter() - begin)
+
+    def round_of_all() -> None:
+        users = batch()
+        for name in engines:
+            if state == "cold":
+                drop_pages(path)
+            read(name, users)
+
+    benchmark.group = "store_find"
+    # The rounds time themselves: what pytest-benchmark sees includes opening the store.
+    benchmark.pedantic(round_of_all, rounds=QUICK_ROUNDS if quick else ROUNDS)
+    size = BATCH * (64 + SPEC.row_bytes)
+    benchmark.extra_info.update(
+        op="store_find",
+        case=f"{BATCH}-users-{state}",
+        threads=os.cpu_count(),
+        bytes=size,
+        flops=0,
+        bytes_per_s=size / best["ours"],
+        flop_per_s=0,
+        ours_ms=1e3 * best["ours"],
+        py_lmdb_ms=1e3 * best["py_lmdb"],
+        ratio_to_py_lmdb=best["py_lmdb"] / best["ours"],
+    )
