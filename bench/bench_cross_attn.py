@@ -1,4 +1,4 @@
-OPS = ("jagged_cross_attn",)
+OPS = ("jagged_cross_attn", "cached_cross_attn")
 
 
 def bench_cross_attn(compare, case):

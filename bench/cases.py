@@ -227,6 +227,12 @@ def cross_attn_case(
         kv_offsets = torch.arange(users + 1, device=device) * TOKENS
         kv_index = torch.arange(groups, device=device) * users // groups
         inputs = _rows(device, dtype, [rows, keys, keys] + [rows] * 2 * own)
+        one_each = users == groups
+        chosen = _spread(groups, max(1, MAX_CHECKED_ROWS // queries)) if one_each else list(range(groups))
+        seen = range(len(chosen)) if one_each else kv_index.tolist()  # of the chosen groups' sequences
+
+        def part(x: Tensor) -> Tensor:
+            return x if len(chosen) == groups else x.view(groups, -1, *x.shape[1:])[chosen].flatten(0, 1)
 
         def ours(q: Tensor, k: Tensor, v: Tensor, self_k: Tensor | None = None, self_v: Tensor | None = None) -> Tensor:
             offsets = q_offsets, kv_offsets, queries, TOKENS
@@ -237,14 +243,23 @@ def cross_attn_case(
             groups_of = [x.split(queries) for x in (q, *own_item)]
             ends = torch.tensor([0, queries]), torch.tensor([0, TOKENS])
             outs = []
-            for index, (query, *item) in zip(kv_index.tolist(), zip(*groups_of, strict=True), strict=True):
+            for index, (query, *item) in zip(seen, zip(*groups_of, strict=True), strict=True):
                 at = slice(index * TOKENS, (index + 1) * TOKENS)
                 named = dict(zip(("self_k", "self_v"), item, strict=False))
                 outs.append(cross_attn_by_mask(query, k[at], v[at], *ends, **named))
             return torch.cat(outs)
 
         peer = peers.cross_attn(groups, users, None if users == groups else kv_index)
-        return _float_problem(inputs, backward, ours, peer, reference)
+        return _float_problem(
+            inputs,
+            backward,
+            ours,
+            peer,
+            reference,
+            part=part,
+            checked="all of it" if len(chosen) == groups else f"{len(chosen)} of {groups} groups",
+            foreign=lambda: {} if own or not one_each else peers.softmax_attention(groups, q_offsets, kv_offsets),
+        )
 
     q_like, kv_like = (4 if own else 2), 2  # tensors of the queries' and of the keys' size
     passes = 1 + 2 * backward  # backward reads all of them again and writes as many gradients

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 
+from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
     Case,
+    cross_attn_case,
     gather_case,
     linear_silu_case,
     qla_case,
@@ -50,6 +52,11 @@ def _cases() -> list[Case]:
     cases += [projected_case("512 x 2000", 512, 2000, bf16, backward) for backward in (False, True)]
     cases += [gather_case("int8", users, 2 * max(users, 4096), bf16) for users in (512, 4096, 65536)]
     cases += [quantize_case(users, bf16) for users in (512, 4096, 65536)]
+    for users, queries in ((512, 4000), (512, 500), (64, 500)):
+        shape = f"{users} x {queries}"
+        cases += [cross_attn_case(shape, users, queries, users, False, bf16, backward) for backward in (False, True)]
+        cases += [cached_cross_attn_case(users, queries, scheme, bf16) for scheme in ("int8", "int4", "fp8_e4m3")]
+        cases += [cross_attn_case(f"{shape} own", users, queries, users, True, bf16, back) for back in (False, True)]
     cases += [state_case("1 x 1000000", 1, MILLION, bf16), state_case("512 x 2000", 512, 2000, bf16)]
     cases += [
         layer_case("512 x 2000", 512, 2000, PRODUCTION, bf16, False),
@@ -95,6 +102,8 @@ def _cases() -> list[Case]:
         projected_case("3 x 200", 3, 200, bf16, True, quick=True),
         state_case("3 x 200", 3, 200, bf16, quick=True),
         sglu_case(300, bf16, True, quick=True),
+        cross_attn_case("4 x 32 own", 4, 32, 4, True, bf16, True, quick=True),
+        cached_cross_attn_case(4, 32, "int4", bf16, quick=True),
         gather_case("int4", 16, 64, bf16, quick=True),
         quantize_case(16, bf16, quick=True),
         linear_silu_case(200, 64, 128, bf16, True, quick=True),

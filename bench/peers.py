@@ -189,6 +189,27 @@ def sglu(norm_eps: float) -> Callable[..., Tensor]:
     return run
 
 
+def softmax_attention(groups: int, q_offsets: Tensor, kv_offsets: Tensor) -> Mapping[str, Peer | str]:
+    """torch's attention of equal groups, each on its own keys: FlexAttention compiled, and the packed form."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    found: dict[str, Peer | str] = {}
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = compiled(*(x.view(groups, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)))
+        return out.transpose(1, 2).reshape(q.shape)
+
+    found["flex"] = Peer(flex, "groups of one length, as a batch")
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        return found | {"varlen": f"this torch has no varlen_attn: {error}"}
+    ends = q_offsets.int(), kv_offsets.int()
+    longest = [int(offsets.diff().max()) for offsets in ends]
+    return found | {"varlen": Peer(lambda q, k, v: varlen_attn(q, k, v, *ends, *longest), "16-bit rows only")}
+
+
 def dequantize(tokens: int, dim: int, scheme: str, group: int, dtype: torch.dtype) -> Callable[..., Tensor]:
     """Rows at some slots from typed views of the cache: payload `[slots, bytes]`, float16 scales and biases."""
 

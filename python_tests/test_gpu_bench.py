@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from bench import cost_tables, costs, cuda_timing, gpu_cases, gpu_page, peers
+from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
+    cross_attn_case,
     differentiable,
     gather_case,
     linear_silu_case,
@@ -95,6 +97,11 @@ SMALL = [
     quantize_case(9, torch.bfloat16),
     scatter_case(9, 20),
     linear_silu_case(200, 24, 40, torch.bfloat16, True),
+    cross_attn_case("attention", 9, 40, 9, False, torch.bfloat16, True),
+    cross_attn_case("attention with own items", 9, 40, 9, True, torch.bfloat16, True),
+    cross_attn_case("shared sequences", 9, 40, 3, True, torch.bfloat16, False),
+    cached_cross_attn_case(9, 40, "int4", torch.bfloat16),
+    cached_cross_attn_case(9, 40, "int8", torch.bfloat16, two_ops=True),
 ]
 
 
@@ -108,7 +115,7 @@ def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeyp
     for function in (problem.ours, problem.composition):
         result = differentiable(function, problem.inputs, case.backward) if problem.inputs else function()
         assert_as_good_as(problem.values(result), exact, reference)
-    whole = case.op == "linear_silu" or case.shape in ("jagged", "no targets")
+    whole = case.op == "linear_silu" or case.shape in ("jagged", "no targets", "shared sequences")
     assert problem.checked == "all of it" if whole else " of 9 " in problem.checked
 
 

@@ -59,7 +59,7 @@ def _missing(config_settings: object = None) -> list[str]:
     config = build_config.from_environment()
     if config.torch_root is None:
         need.append("torch>=2.10")
-    if config.cuda and config.cutlass_root is None:
+    if config.cuda and config.cutlass_root is None:  # its dependencies come too, into pip's temporary environment only
         need.append("nvidia-cutlass>=4.2,<5")
     return need
 

@@ -185,9 +185,9 @@ class Transaction {
     return true;
   }
 
-  bool remove(std::string_view key) {
+  bool remove(std::string_view key, const Database* db) {
     MDB_val name = value_of(key);
-    const int code = library.del(open(), db_.handle, &name, nullptr);
+    const int code = library.del(open(), handle(db), &name, nullptr);
     if (code != kNotFound) check(code, "del");
     return code == 0;
   }
@@ -336,7 +336,7 @@ void bind_lmdb(py::module_& module) {
   py::class_<Transaction, std::shared_ptr<Transaction>>(m, "Transaction")
       .def("get", &Transaction::get, py::arg("key"), py::arg("db") = nullptr)
       .def("put", &Transaction::put, py::arg("key"), py::arg("value"), py::arg("db") = nullptr)
-      .def("delete", &Transaction::remove)
+      .def("delete", &Transaction::remove, py::arg("key"), py::arg("db") = nullptr)
       .def("stat", &Transaction::stat)
       .def("cursor", [](std::shared_ptr<Transaction> txn) { return Cursor(std::move(txn)); })
       .def("read_records", &Transaction::read_records, py::arg("keys").noconvert(), py::arg("newest"),

@@ -50,7 +50,8 @@ inline Tensor compose_linear_silu(const Tensor& x, const Tensor& weight, const s
 
 inline Tensor compose_linear_silu_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                            const std::optional<Tensor>& bias) {
-  return call_aten("aten::silu_backward", grad_out, compose_linear(x, weight, bias));
+  // The result has the strides of the gradient, which may come expanded or transposed.
+  return call_aten("aten::silu_backward", torch::stable::contiguous(grad_out), compose_linear(x, weight, bias));
 }
 
 }  // namespace vista

@@ -20,7 +20,7 @@ from .qla_checks import DTYPE_IDS, bits
 
 FILES = ("state", "apply", "state_backward", "apply_backward", "fits")
 SOURCES = [f"csrc/kernels/projected_qla/{name}.cu" for name in FILES]
-SOURCES += [f"csrc/kernels/projected_qla/sm90/{name}.cu" for name in ("state", "apply")]
+SOURCES += [f"csrc/kernels/projected_qla/sm90/{name}.cu" for name in FILES[:4]]
 SOURCES += [f"csrc/kernels/{name}.cu" for name in ("qla/plan", "qla/reduce", "common/launch", "common/sm90/tensor_map")]
 ENTRY = "python_tests/kernels/projected_qla_entry.cpp"
 RESULTS = {

@@ -36,7 +36,7 @@ def many_readers(library: EmulatedLibrary, seed: int) -> None:
 
 
 def runs(library: EmulatedLibrary, seed: int) -> None:
-    check_forward(Case([300], [70], q_heads=1, kv_heads=1), library, seed)
+    check_forward(Case([300], [70], q_heads=1, kv_heads=1, own=False), library, seed)
 
 
 def cached(library: EmulatedLibrary, seed: int) -> None:

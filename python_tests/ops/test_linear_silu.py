@@ -91,6 +91,14 @@ def test_views_are_read_as_they_are():
     assert torch.equal(ops.linear_silu(x, weight, shifted[1:]), right)
 
 
+def test_a_transposed_gradient():
+    x, weight, bias = (x.detach() for x in make(5, (16, 24), torch.float32))
+    grad = torch.randn(24, 5, generator=seeded(1)).T
+    found = torch.ops.vista.linear_silu_backward(grad, x, weight, bias)
+    right = torch.ops.vista.linear_silu_backward(grad.contiguous(), x, weight, bias)
+    assert found.is_contiguous() and torch.equal(found, right)
+
+
 def test_only_the_wanted_gradients():
     x, weight, bias = make(5, (16, 8), torch.float32)
     right = torch.autograd.grad(ops.linear_silu(x, weight, bias).sum(), (x, weight, bias))

@@ -7,7 +7,15 @@ import torch
 from workers import SPEC, constant, ids, rows_of, version
 
 from vista_ext import ops
-from vista_ext.store import LmdbStore, MissingUserError, ReadPolicy, StoreError, StoreSpec, VersionMismatchError
+from vista_ext.store import (
+    LmdbStore,
+    MissingUserError,
+    ReadPolicy,
+    StoreError,
+    StoreSpec,
+    Summaries,
+    VersionMismatchError,
+)
 
 LAST = 2**63 - 1
 
@@ -216,3 +224,15 @@ def test_rows_need_not_be_contiguous(store):
     rows = rows_of(users, users).t().contiguous().t()
     store.insert(users, rows, users)
     assert torch.equal(store.find(users).rows, rows)
+
+
+def test_adding_keeps_versions_and_the_newest(store, put):
+    put([1], 10)
+    users, times, versions = ids(1, 1, 2), ids(9, 4, 4), ids(3, 8, 8)
+    assert store.add(Summaries(users, rows_of(users, times), times, versions)) == 2
+    found = [(b.user_ids.tolist(), b.versions.tolist(), b.event_times.tolist()) for b in store]
+    assert found == [([1, 1, 2], [3, 8, 8], [10, 4, 4])]
+    with pytest.raises(ValueError, match="add: versions must be at least 0, found -1"):
+        store.add(Summaries(users, rows_of(users, times), times, ids(3, -1, 3)))
+    with pytest.raises(ValueError, match=r"add: rows must be uint8 \[3, 4224\]"):
+        store.add(Summaries(users, rows_of(users, times)[:2], times, versions))

@@ -40,8 +40,9 @@ class Reconstruction(nn.Module):
         place = torch.cat([of_summaries.flatten(), of_events])
         rows = torch.cat([summaries.reshape(users * seeds, dim), events])
         rows = torch.zeros_like(rows).index_copy(0, place, rows)
-        # Attention must define every row: what lies behind the last user is cut into sequences like the others.
-        rest = torch.arange(1, 1 + (total + longest - 1) // longest, device=events.device) * longest
+        # Attention must define every row: what lies behind the last user is cut into sequences like the others. One
+        # more than may be needed, and never a single one, for which a compiler would make code of its own.
+        rest = torch.arange(1, 3 + total // longest, device=events.device) * longest
         starts = torch.cat([starts, (starts[-1] + rest).clamp(max=rows.shape[0])])
         q, k, v = self.qkv(self.norm(rows)).view(-1, 3, self.config.heads, self.config.head_dim).unbind(1)
         attended = causal_attention(q, k, v, starts, longest)

@@ -59,16 +59,16 @@ def cross_attn_by_mask(
     attn_scale: float | None = None,
 ) -> Tensor:
     """All queries against all keys and all own items at once, under a mask, by torch's own attention."""
-    sees = torch.zeros(q.shape[0], k.shape[0], dtype=torch.bool)
+    sees = torch.zeros(q.shape[0], k.shape[0], dtype=torch.bool, device=q.device)
     for begin, end, sequence in _own_sequences(q_offsets, kv_index):
         sees[begin:end, int(kv_offsets[sequence]) : int(kv_offsets[sequence + 1])] = True
     if self_k is not None and self_v is not None:
         k, v = torch.cat([k, self_k]), torch.cat([v, self_v])
-        sees = torch.cat([sees, torch.eye(q.shape[0], dtype=torch.bool)], 1)
+        sees = torch.cat([sees, torch.eye(q.shape[0], dtype=torch.bool, device=q.device)], 1)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, sees, scale=attn_scale, enable_gqa=True)
     out = out.transpose(0, 1)
-    within = torch.arange(q.shape[1]) < q_offsets[-1]
+    within = torch.arange(q.shape[1], device=q.device) < int(q_offsets[-1])
     return torch.where((within & sees.any(1))[:, None, None], out, 0)
 
 

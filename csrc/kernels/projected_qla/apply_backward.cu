@@ -4,6 +4,7 @@
 // memory and keeps the slopes for its part of dQ; of W it owns 16 rows of one head.
 #include "../qla/parts.cuh"
 #include "launch.cuh"
+#include "parts.h"
 
 namespace vista::cuda {
 namespace {
@@ -84,7 +85,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) projected_qla_apply_b
 int launch_projected_qla_apply_backward(const ProjectedQlaParams& params, Stream stream) {
   const int error = launch_instance<ApplyBackwardInstances>(params, [&](auto shape) {
     using S = decltype(shape);
-    return launch_groups<S>(projected_qla_apply_backward<S>, params, stream);
+    return sm90::serves(params) ? sm90::launch_projected_qla_apply_backward(params, stream)
+                                : launch_groups<S>(projected_qla_apply_backward<S>, params, stream);
   });
   return error != cudaSuccess ? error : launch_reduce(params.qla, true, stream);
 }

@@ -5,9 +5,11 @@
 
 namespace vista::cuda::sm90 {
 
-// Without the reduction of the states.
+// Without the reduction of states and of their gradients.
 int launch_projected_qla_state(const ProjectedQlaParams& params, Stream stream);
 int launch_projected_qla_apply(const ProjectedQlaParams& params, Stream stream);
+int launch_projected_qla_state_backward(const ProjectedQlaParams& params, Stream stream);
+int launch_projected_qla_apply_backward(const ProjectedQlaParams& params, Stream stream);
 
 // Two warpgroups take 128 columns of projections each, whose weights fill shared memory at dim 256: wider rows, and
 // heads of 128, whose keys and values are 256 columns, stay with the portable kernels, and so do calls with so few

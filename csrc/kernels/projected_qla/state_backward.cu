@@ -4,6 +4,7 @@
 // As in state.cu four warps have keys and four values. They meet in shared memory: the warps of keys leave phi1(K)
 // there and keep the slopes, those of values leave V; each then multiplies what the others left by dZ.
 #include "launch.cuh"
+#include "parts.h"
 
 namespace vista::cuda {
 namespace {
@@ -84,7 +85,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) projected_qla_state_b
 int launch_projected_qla_state_backward(const ProjectedQlaParams& params, Stream stream) {
   return launch_instance<StateBackwardInstances>(params, [&](auto shape) {
     using S = decltype(shape);
-    return launch_groups<S>(projected_qla_state_backward<S>, params, stream);
+    return sm90::serves(params) ? sm90::launch_projected_qla_state_backward(params, stream)
+                                : launch_groups<S>(projected_qla_state_backward<S>, params, stream);
   });
 }
 
