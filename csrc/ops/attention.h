@@ -39,6 +39,11 @@ inline void check_like(const char* op, const char* name, const Tensor& rows, con
         shape_of(rows));
 }
 
+// What torch made of rows like these, in their dtype: an op that is called under autocast gets products in autocast's.
+inline Tensor in_dtype_of(const Tensor& like, const Tensor& rows) {
+  return torch::stable::to(rows, like.scalar_type());
+}
+
 // Zeroed where a kernel does not write every row.
 inline Tensor rows_like(const Tensor& like, bool zero) {
   Tensor rows = torch::stable::new_empty(like, like.sizes());

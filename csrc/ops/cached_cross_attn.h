@@ -38,7 +38,8 @@ inline CachedOptions check_cached_cross_attn(const char* op, const Tensor& q, co
   check_device(op, "v_rows", v_rows, q);
   check(k_rows.size(0) == v_rows.size(0), op, "v_rows must have as many slots as k_rows (", k_rows.size(0), "), found ",
         v_rows.size(0));
-  options.one_cache = k_rows.const_data_ptr() == v_rows.const_data_ptr() && d == e;
+  options.one_cache =
+      k_rows.const_data_ptr() == v_rows.const_data_ptr() && k_rows.strides().equals(v_rows.strides()) && d == e;
   check_indices(op, "slots", slots, q);
   check_indices(op, "q_offsets", q_offsets, q);
   check(q_offsets.size(0) == slots.size(0) + 1, op, "q_offsets must have one entry more than slots (", slots.size(0),

@@ -5,7 +5,7 @@
 #include <array>
 #include <optional>
 
-#include "checks.h"
+#include "attention.h"
 
 namespace vista {
 
@@ -40,15 +40,18 @@ Tensor call_aten(const char* name, const Inputs&... inputs) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+inline Tensor compose_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  return in_dtype_of(x, call_aten("aten::linear", x, weight, bias));
+}
+
 inline Tensor compose_linear_silu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return call_aten("aten::silu_", call_aten("aten::linear", x, weight, bias));
+  return call_aten("aten::silu_", compose_linear(x, weight, bias));
 }
 
 inline Tensor compose_linear_silu_backward(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                            const std::optional<Tensor>& bias) {
   // The result has the strides of the gradient, which may come expanded or transposed.
-  return call_aten("aten::silu_backward", torch::stable::contiguous(grad_out),
-                   call_aten("aten::linear", x, weight, bias));
+  return call_aten("aten::silu_backward", torch::stable::contiguous(grad_out), compose_linear(x, weight, bias));
 }
 
 }  // namespace vista

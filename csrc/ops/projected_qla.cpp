@@ -35,7 +35,7 @@ void add_to(Tensor& states, int64_t sequence, const Tensor& part) {
 
 void write_rows(Tensor& to, int64_t row, const Tensor& from) {
   Tensor place = torch::stable::narrow(to, 0, row, from.size(0));
-  torch::stable::copy_(place, torch::stable::view(from, place.sizes()));
+  torch::stable::copy_(place, from);
 }
 
 Tensor projected_qla_state_cpu(Tensor x, Tensor weight_k, Tensor weight_v, Tensor seq_offsets, int64_t max_seq_len,

@@ -103,18 +103,20 @@ class ProjectedRows {
 
   // x weight^T, normalised: [total, heads, head_dim]
   Tensor project(const Tensor& weight) const {
-    const Tensor rows = scaled(torch::stable::matmul(x_, torch::stable::transpose(weight, 0, 1)));
+    const Tensor rows = times_factors(torch::stable::matmul(x_, torch::stable::transpose(weight, 0, 1)));
     return torch::stable::view(rows, {x_.size(0), heads_, weight.size(0) / heads_});
   }
 
-  // Rows of two or more dimensions times what the norm divides x by.
-  Tensor scaled(const Tensor& rows) const {
-    if (!factors_.has_value()) return rows;
-    const Tensor flat = torch::stable::view(rows, {rows.size(0), rows.numel() / (rows.size(0) > 0 ? rows.size(0) : 1)});
-    return torch::stable::to(mul(flat, *factors_), x_.scalar_type());
+  // Gradients of rows of projections, times what the norm divides x by: [total, heads * head_dim]
+  Tensor scaled(const Tensor& grad) const {
+    return times_factors(torch::stable::view(grad, {x_.size(0), heads_ * grad.size(2)}));
   }
 
  private:
+  Tensor times_factors(const Tensor& rows) const {
+    return in_dtype_of(x_, factors_.has_value() ? mul(rows, *factors_) : rows);
+  }
+
   static Tensor mul(const Tensor& a, const Tensor& b) {
     std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
     STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));

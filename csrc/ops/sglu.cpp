@@ -12,6 +12,8 @@ constexpr int64_t kBlockRows = 1024, kTaskRows = 64;
 
 Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
+Tensor times(const Tensor& a, const Tensor& b) { return in_dtype_of(a, torch::stable::matmul(a, b)); }
+
 // A call on the CPU. The products are torch's, so that the last bits of a row may depend on how many rows there are.
 class Call {
  public:
@@ -99,9 +101,8 @@ Tensor sglu_cpu(Tensor x, Tensor up, Tensor gate, Tensor down, std::optional<dou
   Tensor out = torch::stable::new_empty(x, x.sizes());
   call.for_blocks(x, [&](int64_t begin, int64_t rows) {
     const Tensor from = Call::rows_of(x, begin, rows), y = call.normalized(from);
-    const Tensor hidden =
-        call.multiply(torch::stable::matmul(y, transposed(up)), torch::stable::matmul(y, transposed(gate)));
-    const Tensor result = torch::stable::matmul(hidden, transposed(down));
+    const Tensor hidden = call.multiply(times(y, transposed(up)), times(y, transposed(gate)));
+    const Tensor result = times(hidden, transposed(down));
     Tensor to = Call::rows_of(out, begin, rows);
     if (residual)
       call.add(result, from, to);
@@ -127,10 +128,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sglu_backward_cpu(Tensor grad_out, Te
     const Tensor y = call.normalized(from);
     Tensor of_up = Call::rows_of(up_rows, begin, rows), of_gate = Call::rows_of(gate_rows, begin, rows);
     Tensor product = Call::rows_of(hidden, begin, rows), to = Call::rows_of(grad_x, begin, rows);
-    call.gradients(torch::stable::matmul(grad, down), torch::stable::matmul(y, transposed(up)),
-                   torch::stable::matmul(y, transposed(gate)), of_up, of_gate, product);
-    call.grad_rows(torch::stable::matmul(of_up, up), torch::stable::matmul(of_gate, gate), from,
-                   residual ? &grad : nullptr, to);
+    call.gradients(times(grad, down), times(y, transposed(up)), times(y, transposed(gate)), of_up, of_gate, product);
+    call.grad_rows(times(of_up, up), times(of_gate, gate), from, residual ? &grad : nullptr, to);
   });
   return {grad_x, up_rows, gate_rows, hidden};
 }

@@ -29,7 +29,7 @@ CrossAttnParams params_of(const int64_t* sizes, void* const* pointers, double sc
   cache.v_rows = static_cast<const uint8_t*>(*pointers++);
   cache.num_bad = static_cast<int64_t*>(pointers[1]);
   cache.slots = {*pointers, *sizes++ != 0};
-  if (cache.k_rows == nullptr) return p;
+  if (cache.num_bad == nullptr) return p;
   const auto scheme = static_cast<vista::RowScheme>(*sizes++);
   const int64_t tokens = *sizes++, k_group = *sizes++, v_group = *sizes++;
   cache.k_layout = vista::make_row_layout(scheme, tokens, p.kv_heads * p.d, k_group);
@@ -50,7 +50,7 @@ extern "C" int test_cross_attn(const int64_t* sizes, void* const* pointers, doub
     const CrossAttnParams params = params_of(sizes, pointers, scale);
     const int code = vista::cuda::launch_cross_attn_plan(params, backward != 0, nullptr);
     if (code != 0) return code;
-    if (params.cache.k_rows != nullptr) return vista::cuda::launch_cached_cross_attn(params, nullptr);
+    if (params.cache.k_layout.tokens > 0) return vista::cuda::launch_cached_cross_attn(params, nullptr);
     return backward != 0 ? vista::cuda::launch_cross_attn_backward(params, nullptr)
                          : vista::cuda::launch_cross_attn(params, nullptr);
   } catch (const std::invalid_argument& error) {

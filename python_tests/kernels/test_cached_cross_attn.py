@@ -7,7 +7,7 @@ import torch
 from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, toolkit
 
 from .cached_cross_attn_checks import Cached, CachedCall, check_cached
-from .cross_attn_checks import build_library
+from .cross_attn_checks import build_library, compare
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SCHEMES = ["int8", "int4", "fp8_e4m3"]
@@ -84,6 +84,18 @@ def test_nan_scale_is_nan_where_it_is_read(library):
     assert call.forward() == 0
     assert call.result("out")[:3].isnan().all() and not call.result("out")[3:].isnan().any()
     assert not call.result("lse").isnan().any()
+
+
+def test_a_cache_without_slots(library):
+    """Which has no address, as torch has it."""
+    for lengths, slots in (([3, 40], [0, -1]), ([], [])):
+        cached = Cached(lengths, slots, 9, num_slots=0, options={"padding": 2})
+        call = CachedCall(cached, library)
+        for name in ("k_rows", "v_rows"):
+            call.arrays.pop(name)
+        assert call.forward() == 0
+        assert call.arrays["num_bad"].numpy() == len(slots)
+        compare(cached.case, call, ["out", "lse"])
 
 
 def test_bad_slots_trap_if_they_shall(library):

@@ -127,6 +127,15 @@ def test_one_cache_for_keys_and_values():
     assert all(torch.equal(a, b) for a, b in zip(copied, shared, strict=True))
 
 
+def test_caches_that_begin_at_the_same_row():
+    named = make(32, 32)
+    rows = torch.cat([named["k_rows"], named["v_rows"]])
+    views = {"k_rows": rows[:NUM_SLOTS], "v_rows": rows[::2]}
+    copied = {name: x.clone() for name, x in views.items()}
+    pairs = zip(*(ops.cached_cross_attn(**(named | x)) for x in (views, copied)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_a_view_of_a_larger_cache():
     named = make()
     whole = ops.cached_cross_attn(**named)

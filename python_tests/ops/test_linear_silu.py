@@ -128,6 +128,18 @@ def test_autocast_casts_as_for_a_linear_layer(device):
     assert torch.autograd.grad(out.sum(), inputs[1])[0].dtype == torch.float32
 
 
+def test_a_backward_under_autocast_keeps_the_dtype(device):
+    inputs = make(9, (16, 24), torch.float32)
+    out = ops.linear_silu(*inputs)
+    right = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    with torch.autocast(device, torch.bfloat16):
+        grads = torch.autograd.grad(out.sum(), inputs)
+        pre = torch.ops.vista.linear_silu_backward(torch.ones_like(out), *(x.detach() for x in inputs))
+    assert pre.dtype == torch.float32
+    for grad, expected in zip(grads, right, strict=True):
+        assert grad.dtype == torch.float32 and (grad - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_opcheck(bias):
     inputs = make(5, (16, 24), torch.float32, bias)

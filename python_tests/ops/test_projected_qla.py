@@ -179,6 +179,18 @@ def test_autocast_takes_its_dtype(device):
     assert all(grad.dtype == torch.float32 for grad in grads)
 
 
+@pytest.mark.parametrize("norm_eps", [None, EPS])
+def test_a_backward_under_autocast_keeps_the_dtype(norm_eps, device):
+    """Where no kernel serves a call its products are torch's, which then come in autocast's dtype."""
+    x, q, k, v, offsets = make(device, 16, 24, lengths=[5, 9])
+    out, _ = both_halves(ops, x, q, k, v, offsets, 9, norm_eps=norm_eps)
+    right = torch.autograd.grad(out.sum(), (x, q, k, v), retain_graph=True)
+    with torch.autocast(device, torch.bfloat16):
+        grads = torch.autograd.grad(out.sum(), (x, q, k, v))
+    for grad, expected in zip(grads, right, strict=True):
+        assert grad.dtype == x.dtype and (grad - expected).norm() < 0.02 * expected.norm()
+
+
 def opcheck_cases(device):
     x, q, k, v, offsets = make(device, 16, 24, lengths=[5, 0, 9])
     options = {"norm_eps": EPS, "activation": "shifted_elu"}

@@ -107,6 +107,25 @@ def test_inputs_need_not_be_contiguous(dtype):
         assert torch.equal(a, b)
 
 
+def test_autocast_takes_its_dtype(device):
+    inputs, options = make(), {"norm_eps": 1e-6, "residual": True}
+    with torch.autocast(device, torch.bfloat16):
+        out = ops.sglu(*inputs, **options)
+    assert torch.equal(out, ops.sglu(*(x.bfloat16() for x in inputs), **options))
+    assert all(grad.dtype == torch.float32 for grad in torch.autograd.grad(out.sum(), inputs))
+
+
+def test_a_backward_under_autocast_keeps_the_dtype(device, dtype):
+    """The products inside the op are torch's, which then come in autocast's dtype."""
+    inputs = make(dtype=dtype)
+    out = ops.sglu(*inputs, norm_eps=1e-6)
+    right = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    with torch.autocast(device, torch.bfloat16):
+        grads = torch.autograd.grad(out.sum(), inputs)
+    for grad, expected in zip(grads, right, strict=True):
+        assert grad.dtype == dtype and (grad - expected).float().norm() < 0.02 * expected.float().norm()
+
+
 def test_large_rows_stay_finite():
     """The products of such rows are beyond float16; those of the normalised ones are not."""
     inputs = [x.detach().half() for x in make()]

@@ -139,9 +139,10 @@ def _(grad_out: Tensor, x: Tensor, weight_q: Tensor, state: Tensor, *args: Any, 
 def _grad_x(x: Tensor, norm_eps: float | None, *products: tuple[Tensor, Tensor]) -> Tensor:
     """From the gradients of the projections, already divided as `x` was, and their weights."""
     (rows, weight), *others = products
-    grad = rows @ weight
-    for rows, weight in others:
-        grad.addmm_(rows, weight)
+    with torch.autocast(x.device.type, enabled=False):  # which would not cast what is added to in place
+        grad = rows @ weight
+        for rows, weight in others:
+            grad.addmm_(rows, weight)
     if norm_eps is None:
         return grad
     wide, wide_grad = x.float(), grad.float()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import forbid_double_backward, register_fake
+from vista_ext.ops._autograd import autocast, forbid_double_backward, register_fake
 
 # What the CUDA kernels are built for (csrc/include/vista/cuda/sglu.h).
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -27,7 +27,8 @@ def sglu(
 
     With `norm_eps`, y_i is x_i divided by its root mean square, `sqrt(mean(x_i^2) + norm_eps)`, else x_i; a norm's own
     weight belongs into the columns of `up` and `gate` (`up * norm.weight`). On a GPU the rows are read once, the result
-    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs.
+    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs. Under autocast it
+    computes in autocast's dtype, the residual included.
 
     Args:
         x: `[total, dim]`, float32, bfloat16 or float16. On a GPU bfloat16 or float16, and dim a multiple of 8 from 16
@@ -43,7 +44,7 @@ def sglu(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    out: Tensor = torch.ops.vista.sglu(x, up, gate, down, norm_eps=norm_eps, residual=residual)
+    out: Tensor = torch.ops.vista.sglu(*autocast(x, up, gate, down), norm_eps=norm_eps, residual=residual)
     return out
 
 

@@ -8,7 +8,7 @@ namespace vista::cuda {
 int cross_attn_forward_run(const CrossAttnParams& p) {
   constexpr int64_t kMostRows = 1024;
   const int64_t enough_blocks = p.enough_blocks > 0 ? p.enough_blocks : 512;
-  const int64_t keys = p.cache.k_rows != nullptr ? p.cache.k_layout.tokens : p.max_kv_len;
+  const int64_t keys = reads_cache(p) ? p.cache.k_layout.tokens : p.max_kv_len;
   return dispatch(p, [&](auto math, auto dim) {
     using Shape = ForwardShape<decltype(math), decltype(dim)::value>;
     if (keys > Shape::kPlaces * Shape::kKeys) return Shape::kRound;

@@ -10,7 +10,7 @@ namespace vista::cuda {
 inline void check_counts(const CrossAttnParams& p) {
   if (p.groups > INT32_MAX - 2 || p.sequences > INT32_MAX - 2)
     throw std::invalid_argument("cross_attn kernels take at most 2^31 - 3 groups and sequences");
-  if (p.cache.k_rows == nullptr && p.kv_index.data == nullptr && p.groups != p.sequences)
+  if (!reads_cache(p) && p.kv_index.data == nullptr && p.groups != p.sequences)
     throw std::invalid_argument("cross_attn kernels without kv_index take as many groups as sequences");
   if (p.kv_heads < 1 || p.q_heads % p.kv_heads != 0)
     throw std::invalid_argument("cross_attn kernels take kv_heads that divide q_heads");

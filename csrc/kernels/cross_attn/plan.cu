@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     cross_attn_plan(const CrossAttnParams p, bool backward, int query_rows) {
   const Plan plan(p, backward);
   plan_tiles(p.q_offsets, p.groups, p.total_q, p.max_q_len, query_rows, plan.query_tiles);
-  if (p.cache.k_rows != nullptr) return count_bad_slots(p.cache, p.groups);
+  if (reads_cache(p)) return count_bad_slots(p.cache, p.groups);
   plan_tiles(p.kv_offsets, p.sequences, p.total_kv, p.max_kv_len, kTileRows, plan.key_tiles);
   if (p.kv_index.data != nullptr)
     for (int64_t g = threadIdx.x; g < p.groups; g += kPlanThreads) {

@@ -19,6 +19,9 @@ __host__ __device__ inline int64_t chunks_of(int64_t query_rows, int64_t key_til
   return chunks > 1 ? chunks : 1;
 }
 
+// By the layout: a cache without slots has no address.
+__host__ __device__ inline bool reads_cache(const CrossAttnParams& p) { return p.cache.k_layout.tokens > 0; }
+
 // A bound that the host knows. The device's plan has exact numbers.
 inline int64_t most_tiles(int64_t total, int64_t parts, int tile_rows = kTileRows) {
   return total / tile_rows + parts + 1;

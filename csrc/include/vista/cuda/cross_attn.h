@@ -22,11 +22,11 @@
 
 namespace vista::cuda {
 
-// Keys and values that are quantized rows of caches: of group g those at slots[g]. A slot outside [0, num_slots) is
-// never read. BadSlots::kCount: the group sees no keys, and num_bad counts it.
+// Keys and values that are quantized rows of caches, if k_layout has tokens: of group g those at slots[g]. A slot
+// outside [0, num_slots) is never read. BadSlots::kCount: the group sees no keys, and num_bad counts it.
 struct CachedRows {
   RowLayout k_layout, v_layout;  // of one scheme, as many tokens, and kv_heads * d and kv_heads * e values a token
-  const uint8_t* k_rows;         // [num_slots, row_bytes], 16-byte aligned
+  const uint8_t* k_rows;         // [num_slots, row_bytes], 16-byte aligned; null without slots
   const uint8_t* v_rows;         // the same; k_rows where the values are the keys
   int64_t num_slots;
   Indices slots;     // [groups]
