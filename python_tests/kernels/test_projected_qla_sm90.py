@@ -116,7 +116,7 @@ EVERYWHERE = {
 MUTANTS = {f"{kernel}: {fault}": (kernel, *edit) for kernel in KERNELS for fault, edit in EVERYWHERE.items()} | {
     "state: half the result": ("state", r"st\.global\.cg\.v2\.f32[^;]*;", "", 0),
     "apply: half the result": ("apply", r"st\.global\.cg\.v4\.u32[^;]*;", "", 1),
-    "apply_backward: half of W": ("apply_backward", r"st\.global\.cg\.v2\.f32[^;]*;", "", 0),
+    "apply_backward: half of W": ("apply_backward", r"st\.global\.cg\.v2\.f32[^;]*;", "", None),
 }
 # More panels than the ring has places.
 CASE = {"lengths": [150, 0, 40], "dim": 256, "chunk_rows": 2048}
