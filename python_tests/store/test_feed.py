@@ -5,7 +5,6 @@ import random
 import signal
 import time
 
-import lmdb
 import pytest
 import torch
 from hypothesis import given, settings
@@ -106,13 +105,13 @@ def test_the_map_grows_under_a_feed(path, processes):
 class FullOnce:
     """An environment of LMDB whose map is full when the first table is made."""
 
-    def __init__(self, env):
-        self.env, self.full = env, True
+    def __init__(self, env, error):
+        self.env, self.error, self.full = env, error, True
 
     def open_db(self, name, create):
         if self.full:
             self.full = False
-            raise lmdb.MapFullError
+            raise self.error
         return self.env.open_db(name, create=create)
 
     def __getattr__(self, name):
@@ -123,7 +122,7 @@ def test_a_feed_where_the_map_is_full(store, put):
     put([1, 2])
     environment = store._environment
     before = environment._env.info()["map_size"]
-    environment._env = FullOnce(environment._env)
+    environment._env = FullOnce(environment._env, environment._lmdb.MapFullError)
     assert users_of(store.change_feed().read(0, 9999)) == [1, 2]
     assert environment._env.info()["map_size"] == 2 * before
 
