@@ -102,6 +102,31 @@ def test_the_map_grows_under_a_feed(path, processes):
         assert users_of(feed.read(0, 9999)) == list(range(2000))
 
 
+class FullOnce:
+    """An environment of LMDB whose map is full when the first table is made."""
+
+    def __init__(self, env, error):
+        self.env, self.error, self.full = env, error, True
+
+    def open_db(self, name, create):
+        if self.full:
+            self.full = False
+            raise self.error
+        return self.env.open_db(name, create=create)
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+
+def test_a_feed_where_the_map_is_full(store, put):
+    put([1, 2])
+    environment = store._environment
+    before = environment._env.info()["map_size"]
+    environment._env = FullOnce(environment._env, environment._lmdb.MapFullError)
+    assert users_of(store.change_feed().read(0, 9999)) == [1, 2]
+    assert environment._env.info()["map_size"] == 2 * before
+
+
 def test_versions_are_changes_of_their_own(path, store, put):
     store.change_feed()
     put([1])

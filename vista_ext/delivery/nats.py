@@ -20,6 +20,7 @@ T = TypeVar("T")
 _RETRY_SECONDS = 0.1  # the first pause, which doubles
 _ANSWER_SECONDS = 2.0  # for an answer, before it is asked for again; the longest pause
 _AT_ONCE = 256  # messages whose acknowledgements are awaited together: more would only time out while they queue
+_STUCK_SECONDS = 3.0  # without a connection, after which the client's own reconnecting is not waited for
 _WEEK = 7 * 24 * 3600.0
 _STREAM_FULL = 10077  # the server's code of an error that time, or a larger stream, heals
 
@@ -42,15 +43,18 @@ class _Connection:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nats", daemon=True)
         self._thread.start()
+        self._servers, self._options = list(servers), dict(options)
+        self._lost = 0.0  # when the connection was first missed
+        self._reviving = asyncio.Lock()
         self.client: Any = None
         try:
-            self.client = self.run(self._connect(list(servers), dict(options)))
-            self.jetstream = self.client.jetstream(timeout=_ANSWER_SECONDS)
+            self.run(self._connect(patience))
         except BaseException:
             self.close()
             raise
 
-    async def _connect(self, servers: list[str], options: dict[str, Any]) -> Any:
+    async def _connect(self, seconds: float) -> None:
+        options = dict(self._options)
         tls = {name: options.pop(f"tls_{name}", None) for name in ("ca", "cert", "key")}
         if any(tls.values()):
             options["tls"] = ssl.create_default_context(cafile=tls["ca"])
@@ -61,9 +65,27 @@ class _Connection:
             log.info("%s: %s", self.where, error or type(error).__name__)
 
         connecting = self._nats.connect(
-            servers, error_cb=report, max_reconnect_attempts=-1, reconnect_time_wait=_RETRY_SECONDS, **options
+            self._servers, error_cb=report, max_reconnect_attempts=-1, reconnect_time_wait=_RETRY_SECONDS, **options
         )
-        return await asyncio.wait_for(connecting, self.patience)
+        self.client = await asyncio.wait_for(connecting, seconds)
+        self.jetstream = self.client.jetstream(timeout=_ANSWER_SECONDS)
+
+    async def revive(self) -> None:
+        """Replace a client that has been without a connection for a while: one whose server goes while it reconnects
+        may stop trying, and does not say so."""
+        async with self._reviving:
+            now = time.monotonic()
+            if self.client.is_connected:
+                self._lost = 0.0
+            elif not self._lost:
+                self._lost = now
+            elif now - self._lost > _STUCK_SECONDS:
+                old = self.client
+                try:
+                    await self._connect(_ANSWER_SECONDS)
+                    await asyncio.wait_for(old.close(), _ANSWER_SECONDS)
+                except self.errors as error:
+                    log.info("%s: %s", self.where, error or type(error).__name__)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the loop and wait; a failure is a QueueError that names the stream."""
@@ -87,6 +109,7 @@ class _Connection:
                 if self.refuses(error) or time.monotonic() >= until:
                     raise
             await asyncio.sleep(pause)
+            await self.revive()
             pause = min(2 * pause, _ANSWER_SECONDS)
 
     def refuses(self, error: BaseException) -> bool:
@@ -191,10 +214,13 @@ class NatsProducer(Producer):
         await asyncio.gather(*(self._publish_user(queue, until) for queue in users.values()))
 
     async def _publish_user(self, messages: Sequence[Message], until: float) -> None:
-        jetstream, stream = self._connection.jetstream, self._connection.stream
+        stream = self._connection.stream
         for message in messages:
-            send = partial(jetstream.publish, f"{stream}.{int(message.key)}", message.value, stream=stream)
+            send = partial(self._send, f"{stream}.{int(message.key)}", message.value)
             await self._connection.patiently(send, until)
+
+    async def _send(self, subject: str, value: bytes) -> None:
+        await self._connection.jetstream.publish(subject, value, stream=self._connection.stream)
 
     def close(self) -> None:
         """Give the connection back."""
@@ -229,23 +255,25 @@ class NatsConsumer(Consumer):
         self._polled: list[Any] = []
         self._reached = time.monotonic()
         api = require("nats.js.api", extra="nats")
-        config = api.ConsumerConfig(
+        self._config = api.ConsumerConfig(
             ack_policy=api.AckPolicy.EXPLICIT, ack_wait=redeliver_after, max_ack_pending=4 * self._window
         )
-        jetstream = self._connection.jetstream
-
-        def subscribe() -> Coroutine[Any, Any, Any]:
-            # No limit on the client's side: a message that it drops would come again, but late.
-            limits = {"pending_msgs_limit": -1, "pending_bytes_limit": -1}
-            return jetstream.pull_subscribe("", durable=group, stream=stream, config=config, **limits)
-
         try:
             create_stream(self._connection, **(stream_options or {}))
-            self._subscription = self._connection.ask(subscribe)
+            self._connection.ask(self._subscribe)
             self._warn_of_expired()
         except BaseException:
             self.close()
             raise
+
+    async def _subscribe(self) -> None:
+        # No limit on the client's side: a message that it drops would come again, but late.
+        limits = {"pending_msgs_limit": -1, "pending_bytes_limit": -1}
+        client, stream = self._connection.client, self._connection.stream
+        self._subscription = await self._connection.jetstream.pull_subscribe(
+            "", durable=self._group, stream=stream, config=self._config, **limits
+        )
+        self._client = client
 
     def poll(self, timeout: float) -> list[Message]:
         """As in `Consumer`."""
@@ -256,6 +284,8 @@ class NatsConsumer(Consumer):
     async def _fetch(self, timeout: float) -> list[Any]:
         connection, messages = self._connection, []
         try:
+            if self._client is not connection.client:
+                await self._subscribe()
             messages = await self._subscription.fetch(self._window, timeout)
         except TimeoutError:
             pass
@@ -268,6 +298,7 @@ class NatsConsumer(Consumer):
             raise QueueError(f"{connection.where}: out of reach for {connection.patience:g} s")
         else:
             await asyncio.sleep(min(timeout, _RETRY_SECONDS))
+            await connection.revive()
         return list(messages)
 
     def _message(self, message: Any) -> Message:
@@ -290,12 +321,15 @@ class NatsConsumer(Consumer):
 
     def lag(self) -> int:
         """As in `Consumer`."""
-        info = self._connection.ask(self._subscription.consumer_info)
+        info = self._connection.ask(self._info)
         return int(info.num_pending + info.num_ack_pending)
+
+    async def _info(self) -> Any:
+        return await self._connection.jetstream.consumer_info(self._connection.stream, self._group)
 
     def _warn_of_expired(self) -> None:
         connection = self._connection
-        group = connection.ask(self._subscription.consumer_info)
+        group = connection.ask(self._info)
         stream = connection.ask(lambda: connection.jetstream.stream_info(connection.stream))
         missed = stream.state.first_seq - 1 - group.ack_floor.stream_seq
         if missed > 0 and group.ack_floor.stream_seq > 0:

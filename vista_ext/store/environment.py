@@ -129,7 +129,12 @@ class Environment:
                 present = txn.get(LAST) is not None
             if not (present or create):
                 raise StoreError(f"store {self.path}: it has no change feed; opened for writing it can get one")
-            feed, changed = (self._env.open_db(name, create=not present) for name in TABLES)
+            while True:
+                try:
+                    feed, changed = (self._env.open_db(name, create=not present) for name in TABLES)
+                    break
+                except self._lmdb.MapFullError:
+                    self._grow()
             self.feed = FeedTables(self._meta, feed, changed)
         if not present:
             # From here on every writer keeps the feed, those of other processes too.
@@ -166,9 +171,12 @@ class Environment:
                     return result
                 self.open_feed(create=False)
             except self._lmdb.MapFullError:
-                with self._lock, self._errors():
-                    if self._env.reader_check() == 0:  # no killed reader holds pages that could be had instead
-                        self._env.set_mapsize(2 * self._env.info()["map_size"])
+                self._grow()
+
+    def _grow(self) -> None:
+        with self._lock, self._errors():
+            if self._env.reader_check() == 0:  # no killed reader holds pages that could be had instead
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
 
     def copy(self, folder: Path) -> None:
         """Write a consistent copy into an empty folder."""
