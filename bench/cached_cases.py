@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,10 +43,19 @@ def cached_cross_attn_case(
             tables = [naive(where, *cases._typed_views(cache, scheme)).view(-1, HEADS, DIM) for cache in caches]
             return peers.cross_attn(len(where), len(where), None)(some, *tables)
 
-        def by_two_ops() -> Tensor:
+        def gathered() -> list[Tensor]:
             tables = [ops.cache_gather(cache, at, TOKENS, WIDTH, scheme=scheme, dtype=dtype)[0] for cache in caches]
-            keys, values = (table.view(-1, HEADS, DIM) for table in tables)
+            return [table.view(-1, HEADS, DIM) for table in tables]
+
+        def on_rows(keys: Tensor, values: Tensor) -> Tensor:
             return ops.jagged_cross_attn(q, keys, values, q_offsets, kv_offsets, queries, TOKENS)
+
+        def by_two_ops() -> Tensor:
+            return on_rows(*gathered())
+
+        def unquantized() -> Mapping[str, peers.Peer | str]:
+            rows = gathered()
+            return {"unquantized": peers.Peer(lambda: on_rows(*rows), "jagged_cross_attn, rows gathered beforehand")}
 
         def checked_part(of: torch.dtype) -> Sequence[Tensor]:
             return [by_torch(part(q).to(of), at[chosen])]
@@ -59,6 +68,7 @@ def cached_cross_attn_case(
             reference=lambda: checked_part(dtype),
             values=lambda result: [part(result)],
             checked="all of it" if len(chosen) == users else f"{len(chosen)} of {users} users",
+            foreign=unquantized,
         )
 
     rows = users * queries
