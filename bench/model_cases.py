@@ -85,7 +85,7 @@ def training_case(
     compiled: bool = False,
     **options: Any,
 ) -> Case:
-    """The loss and the gradients of all parameters, layers in `dtype`; the optimizer's step is the same for all.
+    """The losses and the gradients of all parameters, layers in `dtype`; the optimizer's step is the same for all.
 
     Args:
         compiled: compile what of ours is not ops of ours.
@@ -98,31 +98,40 @@ def training_case(
         def exact() -> Sequence[Tensor]:
             model = make_models(config, device)[1].double()
             inputs = [p.detach().requires_grad_() for p in model.parameters()]
-            step, sums = max(1, CHECKED_ROWS // events), None
+            step, parts = max(1, CHECKED_ROWS // events), []
             for begin in range(0, users, step):
                 part = whole.some(begin, min(begin + step, users))
-                found = differentiable(_of_parameters(_Loss(model, part, torch.float64)), inputs, True)
-                shares = [len(part.histories) / users * x.detach() for x in found]
-                sums = shares if sums is None else [s + x for s, x in zip(sums, shares, strict=True)]
-            return sums or []
+                found = differentiable(_of_parameters(_Losses(model, part, torch.float64)), inputs, True)
+                parts.append([len(part.histories) / users * x.detach() for x in found])
+            losses, *grads = zip(*parts, strict=True)
+            of_candidates = torch.cat([x[:-1] for x in losses])
+            return values([torch.cat([of_candidates, sum(x[-1:] for x in losses)]), *map(sum, grads)])
 
-        inputs = tuple(ours.parameters())
-        loss, in_torch = (_of_parameters(_Loss(model, whole, dtype)) for model in (ours, theirs))
+        def values(result: Sequence[Tensor]) -> Sequence[Tensor]:
+            # A single number may be right by luck: compared are the candidates' losses, and the gradients of a module.
+            grads: dict[str, list[Tensor]] = {}
+            for name, grad in zip(names, result[1:], strict=True):
+                grads.setdefault(name.rpartition(".")[0], []).append(grad.detach().flatten())
+            return [result[0].detach()[:-1], *map(torch.cat, grads.values())]
+
+        names, inputs = zip(*ours.named_parameters(), strict=True)
+        losses, in_torch = (_of_parameters(_Losses(model, whole, dtype)) for model in (ours, theirs))
         return Problem(
             inputs=inputs,
-            ours=torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss,
+            ours=torch.compile(losses, dynamic=False, fullgraph=True) if compiled else losses,
             composition=in_torch,
             exact=exact,
-            reference=lambda: [x.detach() for x in differentiable(in_torch, inputs, True)],
-            values=lambda result: [x.detach() for x in result],
+            reference=lambda: values(differentiable(in_torch, inputs, True)),
+            values=values,
         )
 
     parts = costs.training_step(users, events, candidates, config, dtype.itemsize)
     return _case("training_step", shape, dtype, parts, make, backward=True, capturable=False, **options)
 
 
-class _Loss(nn.Module):
-    """The loss of a request, labels made up, with the layers in `dtype`."""
+class _Losses(nn.Module):
+    """The losses of a request, which add up to its loss: of each candidate (labels made up), and of the reconstruction.
+    The layers are in `dtype`."""
 
     def __init__(self, model: Vista, request: Request, dtype: torch.dtype) -> None:
         super().__init__()
@@ -133,7 +142,8 @@ class _Loss(nn.Module):
         asked = self.request
         output = call_in(self.model, self.dtype, asked.histories, asked.candidates, asked.users)
         logits = output.logits.to(torch.promote_types(self.dtype, torch.float32))
-        return binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype)) + sum(output.losses.values())
+        losses = binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none").flatten()
+        return torch.cat([losses / len(losses), output.losses["reconstruction"][None]])
 
 
 def _of_parameters(module: nn.Module, inputs: int = 0) -> Callable[..., Tensor]:

@@ -5,9 +5,8 @@ import torch
 
 from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, EmulationError, toolkit
 
-from .projected_qla_checks import RESULTS, Call, Case, build_library, check
+from .projected_qla_checks import KERNELS, RESULTS, Call, Case, build_library, check
 
-KERNELS = ("state", "apply")
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
 
 
@@ -76,13 +75,14 @@ def test_rows_of_the_next_sequence_do_not_count(library, kernel):
     case = hopper([40, 30], norm_eps=None)
     clean = Call(case, library)
     assert clean.launch(kernel) == 0
-    case.tensors["x"][40:] = float("nan")
+    for name in ("x", "grad_out"):
+        case.tensors[name][40:] = float("nan")
     call = Call(case, library)
     call.put("state", clean.arrays["state"].numpy())
     assert call.launch(kernel) == 0
-    (name,) = RESULTS[kernel]
-    own = slice(0, 1) if kernel == "state" else slice(0, 40)
-    assert torch.equal(call.result(name)[own], clean.result(name)[own])
+    for name in RESULTS[kernel]:
+        own = slice(0, 1) if "state" in name else slice(0, 40)
+        assert torch.equal(call.result(name)[own], clean.result(name)[own]), name
 
 
 @EVERY_KERNEL
@@ -116,6 +116,7 @@ EVERYWHERE = {
 MUTANTS = {f"{kernel}: {fault}": (kernel, *edit) for kernel in KERNELS for fault, edit in EVERYWHERE.items()} | {
     "state: half the result": ("state", r"st\.global\.cg\.v2\.f32[^;]*;", "", 0),
     "apply: half the result": ("apply", r"st\.global\.cg\.v4\.u32[^;]*;", "", 1),
+    "apply_backward: half of W": ("apply_backward", r"st\.global\.cg\.v2\.f32[^;]*;", "", None),
 }
 # More panels than the ring has places.
 CASE = {"lengths": [150, 0, 40], "dim": 256, "chunk_rows": 2048}

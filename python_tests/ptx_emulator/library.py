@@ -64,11 +64,9 @@ def _digest(*parts: object) -> str:
 
 
 def _headers(source: Path) -> list[Path]:
-    """Every file that a source could include from us: those beside it and those of csrc."""
-    found = {
-        path for folder in (source.parent, ROOT / "csrc") for path in folder.rglob("*") if path.suffix in (".h", ".cuh")
-    }
-    return sorted(found)
+    """Every file that a source could include from us: those beside it and those of the kernels."""
+    folders = (source.parent, ROOT / "csrc" / "include", ROOT / "csrc" / "kernels")
+    return sorted({path for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cuh")})
 
 
 def _architecture(source: Path) -> str:
