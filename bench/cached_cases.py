@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import cases, peers
+from bench import cases, peers, row_cases
 from bench.cases import DIM, HEADS, TOKENS, WIDTH, Case, Problem
 from vista_ext import ops
 
@@ -27,7 +27,7 @@ def cached_cross_attn_case(
 
         distinct = [ops.quantize_rows(normal(64, TOKENS, WIDTH), scheme=scheme) for _ in range(2)]
         caches = [rows[torch.arange(slots, device=device) % 64] for rows in distinct]
-        q, at = normal(users * queries, HEADS, DIM), cases._random_slots(users, slots).to(device)
+        q, at = normal(users * queries, HEADS, DIM), row_cases.random_slots(users, slots).to(device)
         q_offsets = torch.arange(users + 1, device=device) * queries
         kv_offsets = torch.arange(users + 1, device=device) * TOKENS
         chosen = cases._spread(users, max(1, cases.MAX_CHECKED_ROWS // queries))
@@ -39,8 +39,8 @@ def cached_cross_attn_case(
             return ops.cached_cross_attn(q, *caches, at, q_offsets, queries, TOKENS, HEADS, scheme=scheme)[0]
 
         def by_torch(some: Tensor, where: Tensor) -> Tensor:
-            naive = peers.dequantize(TOKENS, WIDTH, scheme, cases._group(scheme), some.dtype)
-            tables = [naive(where, *cases._typed_views(cache, scheme)).view(-1, HEADS, DIM) for cache in caches]
+            naive = peers.dequantize(TOKENS, WIDTH, scheme, row_cases.group_of(scheme), some.dtype)
+            tables = [naive(where, *row_cases.typed_views(cache, scheme)).view(-1, HEADS, DIM) for cache in caches]
             return peers.cross_attn(len(where), len(where), None)(some, *tables)
 
         def gathered() -> list[Tensor]:
@@ -76,7 +76,7 @@ def cached_cross_attn_case(
         "cached_cross_attn",
         f"{scheme} {users} x {queries}" + (" to gather and attend" if two_ops else ""),
         dtype,
-        bytes=2 * rows * WIDTH * dtype.itemsize + 2 * users * cases._layout(scheme)["row_bytes"],
+        bytes=2 * rows * WIDTH * dtype.itemsize + 2 * users * row_cases.layout(scheme)["row_bytes"],
         flops=rows * WIDTH * TOKENS * 4,
         make=make,
         **options,
