@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import cases, peers
+from bench import cases, peers, row_cases
 from bench.cases import DIM, HEADS, TOKENS, WIDTH, Case, Problem
 from vista_ext import ops
 
@@ -27,7 +27,7 @@ def cached_cross_attn_case(
 
         distinct = [ops.quantize_rows(normal(64, TOKENS, WIDTH), scheme=scheme) for _ in range(2)]
         caches = [rows[torch.arange(slots, device=device) % 64] for rows in distinct]
-        q, at = normal(users * queries, HEADS, DIM), cases._random_slots(users, slots).to(device)
+        q, at = normal(users * queries, HEADS, DIM), row_cases.random_slots(users, slots).to(device)
         q_offsets = torch.arange(users + 1, device=device) * queries
         kv_offsets = torch.arange(users + 1, device=device) * TOKENS
         chosen = cases._spread(users, max(1, cases.MAX_CHECKED_ROWS // queries))
@@ -39,14 +39,23 @@ def cached_cross_attn_case(
             return ops.cached_cross_attn(q, *caches, at, q_offsets, queries, TOKENS, HEADS, scheme=scheme)[0]
 
         def by_torch(some: Tensor, where: Tensor) -> Tensor:
-            naive = peers.dequantize(TOKENS, WIDTH, scheme, cases._group(scheme), some.dtype)
-            tables = [naive(where, *cases._typed_views(cache, scheme)).view(-1, HEADS, DIM) for cache in caches]
+            naive = peers.dequantize(TOKENS, WIDTH, scheme, row_cases.group_of(scheme), some.dtype)
+            tables = [naive(where, *row_cases.typed_views(cache, scheme)).view(-1, HEADS, DIM) for cache in caches]
             return peers.cross_attn(len(where), len(where), None)(some, *tables)
 
-        def by_two_ops() -> Tensor:
+        def gathered() -> list[Tensor]:
             tables = [ops.cache_gather(cache, at, TOKENS, WIDTH, scheme=scheme, dtype=dtype)[0] for cache in caches]
-            keys, values = (table.view(-1, HEADS, DIM) for table in tables)
+            return [table.view(-1, HEADS, DIM) for table in tables]
+
+        def on_rows(keys: Tensor, values: Tensor) -> Tensor:
             return ops.jagged_cross_attn(q, keys, values, q_offsets, kv_offsets, queries, TOKENS)
+
+        def by_two_ops() -> Tensor:
+            return on_rows(*gathered())
+
+        def unquantized() -> Mapping[str, peers.Peer | str]:
+            rows = gathered()
+            return {"unquantized": peers.Peer(lambda: on_rows(*rows), "jagged_cross_attn, rows gathered beforehand")}
 
         def checked_part(of: torch.dtype) -> Sequence[Tensor]:
             return [by_torch(part(q).to(of), at[chosen])]
@@ -59,6 +68,7 @@ def cached_cross_attn_case(
             reference=lambda: checked_part(dtype),
             values=lambda result: [part(result)],
             checked="all of it" if len(chosen) == users else f"{len(chosen)} of {users} users",
+            foreign=unquantized,
         )
 
     rows = users * queries
@@ -66,7 +76,7 @@ def cached_cross_attn_case(
         "cached_cross_attn",
         f"{scheme} {users} x {queries}" + (" to gather and attend" if two_ops else ""),
         dtype,
-        bytes=2 * rows * WIDTH * dtype.itemsize + 2 * users * cases._layout(scheme)["row_bytes"],
+        bytes=2 * rows * WIDTH * dtype.itemsize + 2 * users * row_cases.layout(scheme)["row_bytes"],
         flops=rows * WIDTH * TOKENS * 4,
         make=make,
         **options,

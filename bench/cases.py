@@ -15,9 +15,8 @@ from torch import Tensor
 
 from bench import peers
 from bench.costs import Part
-from vista_ext import _C, ops
+from vista_ext import ops
 from vista_ext.reference import cross_attn_by_mask, linear_silu, qla_by_state, sglu_by_products
-from vista_ext.reference.cache_rows import quantize_rows as reference_rows
 
 HEADS, DIM = 4, 64  # one row of 256 values: the published model's size
 TOKENS, WIDTH = 128, 256  # one user's summary
@@ -316,132 +315,6 @@ def sglu_case(
     )
 
 
-def _layout(scheme: str) -> dict[str, int]:
-    return _C.row_layout(scheme, TOKENS, WIDTH, 0)
-
-
-def _typed_views(cache: Tensor, scheme: str) -> tuple[Tensor, ...]:
-    payload_bytes = TOKENS * WIDTH // (2 if scheme == "int4" else 1)
-    scale_bytes = 2 * TOKENS * WIDTH // _group(scheme)
-    payload = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn}[scheme]
-    starts = [payload_bytes + i * scale_bytes for i in range(2 if scheme == "int4" else 1)]
-    scales = [cache[:, at : at + scale_bytes].view(torch.float16) for at in starts]
-    return cache[:, :payload_bytes].view(payload), *scales
-
-
-def _group(scheme: str) -> int:
-    return 64 if scheme == "int4" else WIDTH
-
-
-def _summaries(users: int, device: str = "cpu") -> Tensor:
-    generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(users, TOKENS, WIDTH, generator=generator, device=device)
-
-
-def _random_slots(users: int, slots: int) -> Tensor:
-    return torch.randperm(slots, generator=torch.Generator().manual_seed(1))[:users]
-
-
-def _checked_users(users: int) -> tuple[list[int], str]:
-    chosen = _spread(users, MAX_CHECKED_USERS)
-    return chosen, "all of it" if len(chosen) == users else f"{len(chosen)} of {users} users"
-
-
-def gather_case(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: Any) -> Case:
-    def make(device: str) -> Problem:
-        distinct = ops.quantize_rows(_summaries(64), scheme=scheme).to(device)
-        cache = distinct[torch.arange(slots, device=device) % 64]
-        at = _random_slots(users, slots).to(device)
-        chosen, checked = _checked_users(users)
-        views = _typed_views(cache, scheme)
-        naive = peers.dequantize(TOKENS, WIDTH, scheme, _group(scheme), dtype)
-        exact = peers.dequantize(TOKENS, WIDTH, scheme, _group(scheme), torch.float64)
-        return Problem(
-            inputs=(),
-            ours=lambda: ops.cache_gather(cache, at, TOKENS, WIDTH, scheme=scheme, dtype=dtype)[0],
-            composition=lambda: naive(at, *views),
-            exact=lambda: [exact(at[chosen], *views)],
-            reference=lambda: [naive(at[chosen], *views)],
-            values=lambda result: [result[chosen]],
-            checked=checked,
-            foreign=lambda: peers.fbgemm_dequantize(scheme, users, TOKENS, WIDTH, device),
-        )
-
-    values = users * TOKENS * WIDTH
-    return Case(
-        "cache_gather",
-        f"{scheme} {users} of {slots} users",
-        dtype,
-        bytes=users * _layout(scheme)["row_bytes"] + values * dtype.itemsize,
-        flops=values * (2 if scheme == "int4" else 1),
-        make=make,
-        **options,
-    )
-
-
-def quantize_case(users: int, dtype: torch.dtype, **options: Any) -> Case:
-    def make(device: str) -> Problem:
-        x = _summaries(users, device).to(dtype)
-        back = partial(ops.dequantize_rows, tokens=TOKENS, dim=WIDTH)
-        chosen, checked = _checked_users(users)
-
-        def values(result: Tensor | tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-            if isinstance(result, Tensor):
-                return [back(result[chosen])]
-            return [result[0][chosen].float() * result[1][chosen].float()]
-
-        def reference() -> Sequence[Tensor]:
-            rows = torch.from_numpy(reference_rows(x[chosen].float().cpu().numpy(), "int8", WIDTH))
-            return [back(rows).to(device)]
-
-        return Problem(
-            inputs=(),
-            ours=lambda: ops.quantize_rows(x),
-            composition=lambda: peers.quantize_int8(x),
-            exact=lambda: [x[chosen].double()],
-            reference=reference,
-            values=values,
-            checked=checked,
-        )
-
-    values = users * TOKENS * WIDTH
-    moved = users * _layout("int8")["row_bytes"] + values * dtype.itemsize
-    return Case("quantize_rows", f"int8 {users} users", dtype, bytes=moved, flops=2 * values, make=make, **options)
-
-
-def scatter_case(users: int, slots: int, **options: Any) -> Case:
-    row_bytes = _layout("int8")["row_bytes"]
-
-    def make(device: str) -> Problem:
-        rows = torch.randint(256, (users, row_bytes), dtype=torch.uint8, device=device)
-        cache = torch.zeros(slots, row_bytes, dtype=torch.uint8, device=device)
-        at = _random_slots(users, slots).to(device)
-        chosen, checked = _checked_users(users)
-
-        def ours() -> Tensor:
-            ops.cache_scatter_(cache, at, rows)
-            return cache
-
-        def values(result: Tensor) -> Sequence[Tensor]:
-            written = result[at[chosen]].float()
-            cache.zero_()  # the next implementation must write for itself
-            return [written]
-
-        return Problem(
-            inputs=(),
-            ours=ours,
-            composition=lambda: peers.scatter(cache, at, rows),
-            exact=lambda: [rows[chosen].double()],
-            reference=lambda: [rows[chosen].float()],
-            values=values,
-            checked=checked,
-        )
-
-    shape = f"int8 {users} of {slots} users"
-    moved = 2 * users * row_bytes
-    return Case("cache_scatter_", shape, torch.uint8, bytes=moved, flops=0, make=make, **options)
-
-
 def _cases() -> list[Case]:
     from bench.projected_cases import projected_case  # which is made of what stands above
 
@@ -461,20 +334,13 @@ def _cases() -> list[Case]:
                 cross_attn_case("32 users x 256 own", 32, 256, 32, True, dtype, backward),
             ]
             cases.append(linear_silu_case(16384, 256, 512, dtype, backward))
-        cases += [
-            cross_attn_case("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False),
-            gather_case("int8", 512, 8192, dtype),
-            quantize_case(512, dtype),
-        ]
-    cases += [gather_case("int4", 512, 8192, bf16), gather_case("fp8_e4m3", 512, 8192, bf16), scatter_case(512, 8192)]
+        cases.append(cross_attn_case("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False))
     cases += [
         qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
         projected_case("2 x 200", 2, 200, bf16, True, quick=True),
         cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
         linear_silu_case(200, 64, 128, fp32, True, quick=True),
         sglu_case(300, bf16, True, dim=64, hidden=64, quick=True),
-        gather_case("int8", 16, 64, fp32, quick=True),
-        quantize_case(16, fp32, quick=True),
     ]
     return cases
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cached_cases, cases, cuda_timing, gpu_cases, model_cases
+from bench import cached_cases, cases, cuda_timing, gpu_cases, model_cases, row_cases
 from bench.cases import Case, differentiable
 from vista_ext.testing import assert_as_good_as
 
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each bench file names its ops in OPS; its `case` argument runs over their cases."""
     if "case" in metafunc.fixturenames:
         option = metafunc.config.getoption
-        on_cpu = [*cases.CASES, *cached_cases.CASES, *model_cases.CASES]
+        on_cpu = [*cases.CASES, *row_cases.CASES, *cached_cases.CASES, *model_cases.CASES]
         every = gpu_cases.CASES if option("--device") == "cuda" else on_cpu
         done = _cases_in(option("--rows"))
         chosen = [case for case in every if case.op in metafunc.module.OPS and case.quick == option("--quick")]

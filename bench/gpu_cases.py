@@ -13,16 +13,14 @@ from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
     Case,
     cross_attn_case,
-    gather_case,
     linear_silu_case,
     qla_case,
-    quantize_case,
-    scatter_case,
     sglu_case,
     state_case,
 )
 from bench.model_cases import PRODUCTION, SMOKE, layer_case, scoring_case, summarize_case, training_case
 from bench.projected_cases import projected_case
+from bench.row_cases import gather_case, quantize_case, scatter_case
 
 TARGETS = 16
 MILLION = 1_000_000

@@ -93,9 +93,10 @@ class TorchEncoder(VistaEncoder):
 
 def summarize(summarizer: Summarizer, events: Events) -> Tensor:
     """`[n, seeds, dim]`: the seeds in front of the history, through every layer."""
-    seeds = summarizer.begin(events.seq_offsets, events.rows.dtype)
+    lengths = events.seq_offsets.diff()
+    seeds = summarizer.begin(lengths, events.rows.dtype)
     history, valid = _padded(events.rows, events.seq_offsets, events.max_seq_len)
-    count, lengths = seeds.shape[1], events.seq_offsets.diff()
+    count = seeds.shape[1]
     x = torch.cat([seeds, history], 1)
     if valid is not None:
         valid = torch.cat([valid.new_ones(valid.shape[0], count), valid], 1)

@@ -11,15 +11,13 @@ from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
     cross_attn_case,
     differentiable,
-    gather_case,
     linear_silu_case,
     qla_case,
-    quantize_case,
-    scatter_case,
     sglu_case,
     state_case,
 )
 from bench.model_cases import PRODUCTION, layer_case, scoring_case, summarize_case, training_case
+from bench.row_cases import gather_case, quantize_case, scatter_case
 from vista_ext.models import VistaConfig
 from vista_ext.testing import assert_as_good_as
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import vista_ext  # noqa: F401  (registers the ops)
+from vista_ext import ops
 
 OFFSETS = torch.tensor([0, 2, 5])
 ROWS = torch.ones(5, 2, 16)
@@ -56,6 +56,30 @@ def test_a_result_to_write_on_another_device():
     out = torch.empty(2, 2, 16, device="meta")
     with pytest.raises(RuntimeError, match="vista::cache_gather: out must be on cpu as cache is, found it on meta"):
         torch.ops.vista.cache_gather.out(BYTES, SLOTS, 2, 16, out=out)
+
+
+def attend_to_projections(x, weight, state):
+    own = ops.projected_qla_state(x, weight, weight, OFFSETS.to(x.device), 3, heads=2, norm_eps=1e-6)
+    scale = SCALE.to(x.device)
+    return ops.projected_qla_apply(x, weight, state + own, scale, OFFSETS.to(x.device), 3, norm_eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "inputs", "shape"),
+    [
+        (ops.linear_silu, (X, WEIGHT), (5, 32)),
+        (ops.sglu, (MATRIX,) * 4, (16, 16)),
+        (attend_to_projections, (X, WEIGHT, STATE), (5, 2, 16)),
+    ],
+    ids=["linear_silu", "sglu", "projected_qla"],
+)
+def test_products_without_memory(call, inputs, shape):
+    """On "meta", which has no autocast to ask for."""
+    inputs = [x.to("meta").requires_grad_() for x in inputs]
+    out = call(*inputs)
+    grads = torch.autograd.grad(out.sum(), inputs)
+    assert out.is_meta and out.shape == shape
+    assert [(grad.shape, grad.dtype) for grad in grads] == [(x.shape, x.dtype) for x in inputs]
 
 
 def test_every_op_of_several_tensors_is_tried():

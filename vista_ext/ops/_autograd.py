@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -71,7 +72,12 @@ def refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
 def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """The operands of a product in autocast's dtype, where that is on: what torch does for its own products."""
     operands = [x, *others]
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return operands
     dtype = torch.get_autocast_dtype(x.device.type)
     return [None if operand is None else operand.to(dtype) for operand in operands]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Products on the device of `x` in their operands' dtype; there is no autocast of "meta" to leave."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -21,7 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import autocast, forbid_double_backward, refuse_scale_gradient, register_fake
+from vista_ext.ops._autograd import (
+    autocast,
+    forbid_double_backward,
+    refuse_scale_gradient,
+    register_fake,
+    without_autocast,
+)
 from vista_ext.ops.qla import Activation
 
 
@@ -139,7 +145,7 @@ def _(grad_out: Tensor, x: Tensor, weight_q: Tensor, state: Tensor, *args: Any, 
 def _grad_x(x: Tensor, norm_eps: float | None, *products: tuple[Tensor, Tensor]) -> Tensor:
     """From the gradients of the projections, already divided as `x` was, and their weights."""
     (rows, weight), *others = products
-    with torch.autocast(x.device.type, enabled=False):  # which would not cast what is added to in place
+    with without_autocast(x):  # which would not cast what is added to in place
         grad = rows @ weight
         for rows, weight in others:
             grad.addmm_(rows, weight)
