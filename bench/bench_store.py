@@ -179,7 +179,7 @@ def take_turns(
 
 
 def report(benchmark: Any, case: str, best: dict[str, float]) -> None:
-    """Keep the best time of each side, ours first. A hot cache hands out slots: its rate is what that replaces."""
+    """Keep the best time of each side; ours is the first. The hot cache moves nothing: its rate is that of a copy."""
     size = BATCH * (64 + SPEC.row_bytes)
     ours, (peer, theirs) = best["ours"], list(best.items())[1]
     benchmark.extra_info.update(
