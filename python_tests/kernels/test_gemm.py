@@ -8,6 +8,8 @@ from python_tests.ptx_emulator import toolkit
 
 from .gemm_checks import Call, Case, Recorder, best_tile, build_library, check
 
+pytestmark = pytest.mark.timeout(1800)  # the first test compiles CUTLASS: minutes, on a busy machine many
+
 BF16, FP16 = torch.bfloat16, torch.float16
 BOTH_WAYS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 ANY_ARCH = pytest.mark.parametrize("arch", [80, 90])

@@ -7,6 +7,9 @@ from python_tests.ptx_emulator import EmulatedLibrary, EmulationError, toolkit
 from .gemm_checks import Case, build_library, check
 
 
+pytestmark = pytest.mark.timeout(1800)  # the first test compiles CUTLASS: minutes, on a busy machine many
+
+
 def forward(library: EmulatedLibrary, seed: int) -> None:
     """More steps than stages, rows and columns that end within a tile."""
     check(Case(70, 264, 136), library, seed=seed)
