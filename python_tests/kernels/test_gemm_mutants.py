@@ -6,7 +6,6 @@ from python_tests.ptx_emulator import EmulatedLibrary, EmulationError, toolkit
 
 from .gemm_checks import Case, build_library, check
 
-
 pytestmark = pytest.mark.timeout(1800)  # the first test compiles CUTLASS: minutes, on a busy machine many
 
 
