@@ -88,6 +88,7 @@ def test_commands_are_killed_and_stopped(tmp_path):
                 running[name].kill()
                 running[name].wait()
                 running[name] = start(name, log)
+            fill(tmp_path / "source", range(3000, 3100), 1)  # once these arrive, the last two are up
             expected = read(tmp_path / "source")
             end = time.monotonic() + 90
             while time.monotonic() < end and (

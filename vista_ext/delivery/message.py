@@ -74,7 +74,11 @@ def decode(spec: StoreSpec, messages: Sequence[Message]) -> Decoded:
     users, times, landing.versions = (
         landing.headers[name].astype(np.int64) for name in ("user_id", "event_time", "model_version")
     )
-    problems = {i: str(error) for i, error in landing.damage(users).items()}
+    size = record.HEADER_BYTES + spec.row_bytes
+    problems = {  # of a record that is not whole nobody knows whose it is
+        i: str(error) if landing.sizes[i] == size else f"size expected {size} bytes, found {landing.sizes[i]}"
+        for i, error in landing.damage(users).items()
+    }
     for i, message in enumerate(messages):
         user, version = int(users[i]), int(landing.versions[i])
         if message.key != b"%d" % user:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vista_ext import ops
 
@@ -13,7 +15,9 @@ class LinearSiLU(nn.Linear):
     """`silu(x W^T + b)` by `ops.linear_silu`; parameters and their names are those of `torch.nn.Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows `[..., in_features]` to `[..., out_features]`."""
+        """Rows `[..., in_features]` to `[..., out_features]`; float64, which the op does not take, by torch."""
+        if x.dtype == torch.float64:
+            return functional.silu(super().forward(x))
         return ops.linear_silu(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
 
 
