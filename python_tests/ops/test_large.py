@@ -21,15 +21,20 @@ def _enough_memory(request):
     if "device" in request.fixturenames and request.getfixturevalue("device") == "cuda":
         needed, free = 24 << 30, torch.cuda.mem_get_info()[0]
     else:
-        needed, free = 10 << 30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        needed, free = 12 << 30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < needed:
         pytest.skip(f"needs {needed >> 30} GiB of free memory for tensors of 2^31 elements")
 
 
-def tensor(seed, device="cpu"):
-    x = torch.zeros(ROWS + LAST, HEADS, DIM, dtype=torch.float16, device=device)
-    x[ROWS:] = torch.randn(LAST, HEADS, DIM, generator=torch.Generator().manual_seed(seed)).half()
+def tensor(seed, device="cpu", dtype=torch.float16):
+    x = torch.zeros(ROWS + LAST, HEADS, DIM, dtype=dtype, device=device)
+    x[ROWS:] = torch.randn(LAST, HEADS, DIM, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return x
+
+
+def dtype_of_products(device):
+    """A CPU may take minutes for a product of 2^31 values of 16 bits."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def test_qla(device):
@@ -73,15 +78,17 @@ def test_jagged_cross_attn():
 
 
 def test_sglu(device):
-    x = tensor(0, device).view(-1, DIM)
-    generator = torch.Generator().manual_seed(1)
+    dtype, generator = dtype_of_products(device), torch.Generator().manual_seed(1)
+    x = tensor(0, device, dtype).view(-1, DIM)
     weights = [
-        (torch.randn(shape, generator=generator) / 8).half().to(device) for shape in ((16, DIM), (16, DIM), (DIM, 16))
+        (torch.randn(shape, generator=generator) / 8).to(device, dtype) for shape in ((8, DIM), (8, DIM), (DIM, 8))
     ]
     last = slice(ROWS * HEADS, None)
     out = ops.sglu(x, *weights, norm_eps=1e-6, residual=True)
     torch.testing.assert_close(out[last], ops.sglu(x[last], *weights, norm_eps=1e-6, residual=True))
     assert out[last].any() and not out[:LAST].any() and not out[last.start - LAST : last.start].any()
+    if device == "cpu":
+        return  # the backward walks the same blocks of rows, at many times the cost
     grad = torch.ops.vista.sglu_backward(x, x, *weights, norm_eps=1e-6, residual=True)[0]
     alone = torch.ops.vista.sglu_backward(x[last], x[last], *weights, norm_eps=1e-6, residual=True)[0]
     torch.testing.assert_close(grad[last], alone)
@@ -102,10 +109,10 @@ def test_rows(device):
 
 
 def test_linear_silu(device):
-    rows = 2**21  # times 1024 columns of the result
-    x = torch.zeros(rows + LAST, 16, dtype=torch.bfloat16, device=device)
-    x[rows:] = torch.randn(LAST, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    weight = torch.randn(1024, 16, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
+    rows, dtype = 2**21, dtype_of_products(device)  # times 1024 columns of the result
+    x = torch.zeros(rows + LAST, 16, dtype=dtype, device=device)
+    x[rows:] = torch.randn(LAST, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight = torch.randn(1024, 16, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     out = ops.linear_silu(x, weight)
     torch.testing.assert_close(out[rows:], ops.linear_silu(x[rows:], weight))
     assert out[rows:].any() and not out[:LAST].any() and not out[rows - LAST : rows].any()
