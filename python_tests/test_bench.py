@@ -20,9 +20,10 @@ def test_smoke_run(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [bench["extra_info"] for bench in json.loads(report.read_text())["benchmarks"]]
-    of_ops = {"qla", "jagged_cross_attn", "cached_cross_attn", "cache_gather", "quantize_rows", "linear_silu", "sglu"}
+    of_attention = {"qla", "projected_qla", "jagged_cross_attn", "cached_cross_attn"}
+    of_rows = {"cache_gather", "quantize_rows", "linear_silu", "sglu"}
     of_model = {"training_step", "layer", "summarize", "score"}
-    assert {row["op"] for row in rows} == of_ops | of_model | {"store_find"}
+    assert {row["op"] for row in rows} == of_attention | of_rows | of_model | {"store_find"}
     stores = [row for row in rows if row["op"] == "store_find"]
     peers = {row["case"]: [key for key in row if key.startswith("ratio_to_")] for row in stores}
     assert peers == {
