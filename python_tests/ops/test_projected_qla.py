@@ -138,6 +138,18 @@ def test_no_rows_at_all(device):
     assert out.shape == (0, 2, 32) and not state.any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm_eps", [None, EPS])
+def test_nothing_depends_on_padding(device, norm_eps, dtype):
+    x, *weights, offsets = make(device, 32, 32, dtype=dtype, lengths=[5, 0, 70])
+    spoiled = x.detach().clone()
+    spoiled[-PADDING:] = torch.nan
+    right = results(ops, (x, *weights), offsets, 70, norm_eps=norm_eps)
+    ours = results(ops, (spoiled.requires_grad_(), *weights), offsets, 70, norm_eps=norm_eps)
+    for a, b in zip(ours, right, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_nan_stays_in_its_sequence(device):
     x, q, k, v, offsets = (t.detach() for t in make(device, 32, 32))
     x[int(offsets[3]) + 4, 7] = torch.nan

@@ -157,6 +157,12 @@ def _grad_x(x: Tensor, norm_eps: float | None, *products: tuple[Tensor, Tensor])
     return torch.addcmul(wide_grad, wide, pull, value=-1).to(x.dtype)
 
 
+def _without_padding(x: Tensor, seq_offsets: Tensor) -> Tensor:
+    """Zeros beyond the last sequence, where the gradients of projections are zeros: NaN there would spoil a product."""
+    rows = torch.arange(x.shape[0], device=x.device) < seq_offsets[-1]
+    return torch.where(rows[:, None], x, 0)
+
+
 def _state_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
     x, weight_k, weight_v, seq_offsets, max_seq_len = inputs
     ctx.save_for_backward(x, weight_k, weight_v, seq_offsets)
@@ -166,6 +172,7 @@ def _state_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -
 
 def _state_backward(ctx: Any, grad_state: Tensor) -> Any:
     x, weight_k, weight_v, seq_offsets = ctx.saved_tensors
+    x = _without_padding(x, seq_offsets)
     grad_k, grad_v = torch.ops.vista.projected_qla_state_backward(
         grad_state, x, weight_k, weight_v, seq_offsets, ctx.max_seq_len, **ctx.options
     )
@@ -189,6 +196,7 @@ def _apply_setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -
 
 def _apply_backward(ctx: Any, grad_out: Tensor) -> Any:
     x, weight_q, state, attn_scale, seq_offsets = ctx.saved_tensors
+    x = _without_padding(x, seq_offsets)
     grad_q, grad_state = torch.ops.vista.projected_qla_apply_backward(
         grad_out, x, weight_q, state, attn_scale, seq_offsets, ctx.max_seq_len, **ctx.options
     )
