@@ -1,4 +1,4 @@
-"""wgmma under way: accumulators hold no value until they are waited for, operands must stay as they are."""
+"""wgmma under way: its registers hold no value until it is waited for, operands in memory must stay as they are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Product:
     values: np.ndarray  # what the accumulators come to be: [registers, 32]
     places: np.ndarray  # of shared memory that it reads, by 16 bytes
     fragment: Slots  # A in registers
-    held: np.ndarray  # what they held
+    held: np.ndarray  # what they hold but for the product: [registers, 32]
 
 
 class Products:
@@ -48,6 +48,8 @@ class Products:
         self._waiting: set[int] = set()
         self._last: dict[tuple[int, Slots], Product] = {}  # under way, by accumulators
         self._values: dict[tuple[int, Slots], np.ndarray] = {}  # as they were delivered
+        self._users: dict[tuple[int, int], int] = defaultdict(int)  # products under way by warp and register of A
+        self._lent: dict[tuple[int, int], np.ndarray] = {}  # and what these registers hold
         self._fenced = np.zeros(wave.warps, bool)
         self._issued = np.zeros(wave.warps, np.int64)
         self._kept = np.zeros(wave.warps, np.int64)  # registers, by setmaxnreg
@@ -61,6 +63,14 @@ class Products:
     def registers(self, warps: np.ndarray, slots: Slots) -> np.ndarray:
         """[warps, slots, 32]"""
         return np.stack([self.wave.registers.all(slot).reshape(-1, 32)[warps] for slot in slots], axis=1)
+
+    def fragments(self, warps: np.ndarray, slots: Slots) -> np.ndarray:
+        """A in registers, which may be under way already: another product may read them. [warps, slots, 32]"""
+        values = self.registers(warps, slots)
+        for i, warp in enumerate(warps.tolist()):
+            for j, slot in enumerate(slots):
+                values[i, j] = self._lent.get((warp, slot), values[i, j])
+        return values
 
     def _assign(self, warps, slots: Slots, values) -> None:
         for i, slot in enumerate(slots):
@@ -93,6 +103,10 @@ class Products:
             self._open[product.warp].append(product)
             self._last[product.warp, product.sums] = product
             self.wave.shared.pin(product.places)
+            for slot, held in zip(product.fragment, product.held, strict=True):
+                self._users[product.warp, slot] += 1
+                self._lent[product.warp, slot] = held
+                self._assign(product.warp, (slot,), [_NOTHING])
         warps = np.array([product.warp for product in products])
         self._issued[warps] += 1
         self._assign(warps, products[0].sums, np.broadcast_to(_NOTHING, len(products[0].sums)))
@@ -143,9 +157,14 @@ class Products:
 
     def _deliver(self, product: Product) -> None:
         wave, warp = self.wave, product.warp
-        if product.fragment:
-            now = self.registers(np.array([warp]), product.fragment)[0]
-            if not np.array_equal(now, product.held):
+        for slot in product.fragment:
+            self._users[warp, slot] -= 1
+            if self._users[warp, slot]:
+                continue
+            held = self._lent.pop((warp, slot))
+            if (self.registers(np.array([warp]), (slot,)) == _NOTHING).all():
+                self._assign(warp, (slot,), [held])
+            else:
                 detail = f"registers of A were written before the wait ({wave.who(warp * 32)})"
                 wave.launch.findings.add("wgmma", product.ins.text, detail)  # type: ignore[attr-defined]
         key = warp, product.sums

@@ -179,9 +179,9 @@ def _multiply(d: Decoder, ins: Instruction) -> Run:
             return RESELECT
         warps = executing_warps(m)
         b, places = load(m, warps, [layout_b], descriptor_b)
-        held = np.empty((len(warps), 0))
+        held = np.empty((len(warps), 0, 32), np.uint32)
         if descriptor_a is None:
-            held = m.products.registers(warps, fragment)
+            held = m.products.fragments(warps, fragment)
             a = _fragment_of(held)
         else:
             a, places_a = load(m, warps, layouts_a, descriptor_a)

@@ -87,6 +87,24 @@ def test_warps_of_a_warpgroup_that_leave_a_product_out(seed):
     assert kinds(body.replace("WARPS", "3"), 128, seed) == {"deadlock"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_registers_of_a_product_under_way(seed):
+    body = """
+        .reg .b64 %d; .reg .b32 %a<4>; .shared .align 128 .b8 tile[4096];
+        mov.u32 %r0, tile; shl.b32 %r1, %i0, 4; add.u32 %r0, %r0, %r1; mov.u32 %r2, 0;
+        st.shared.v4.b32 [%r0], {%r2, %r2, %r2, %r2}; fence.proxy.async; bar.sync 0;
+        setp.eq.u32 %p0, 0, 0; mov.b64 %d, 0; mov.u32 %r3, 7; mov.u32 %r0, 0; mov.u32 %r1, 0;
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%a0, %a1, %a2, %a3}, {%r0, %r1, %r2, %r3}, %d, 0, 1, 1, 0;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%a0, %a1, %a2, %a3}, {%r0, %r1, %r2, %r3}, %d, %p0, 1, 1, 0;
+        wgmma.commit_group.sync.aligned; EARLY
+        wgmma.wait_group.sync.aligned 0; LATE"""
+    after = "mov.u32 %o0, %r3; mov.u32 %r3, 8;"
+    assert (run(body.replace("EARLY", "").replace("LATE", after), 128, seed) == 7).all()
+    assert (run(body.replace("EARLY", "mov.u32 %o0, %r3;").replace("LATE", ""), 128, seed) != 7).all()
+    assert kinds(body.replace("EARLY", "mov.u32 %r3, 8;").replace("LATE", after), 128, seed) == {"wgmma"}
+
+
 @pytest.mark.parametrize(
     ("body", "name"),
     [

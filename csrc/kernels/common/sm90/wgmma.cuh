@@ -106,8 +106,9 @@ __device__ inline void begin_products(Accumulators&... acc) {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-// acc += A B^T over kDepth of k, or = if not `accumulate`. Nobody touches acc, the operands' shared memory or the
-// fragments before wait_products.
+// acc += A B^T over kDepth of k, or = if not `accumulate`. Before wait_products nobody writes the operands' shared
+// memory, and nobody writes or reads acc or the fragments: the PTX ISA leaves any access to registers of a product that
+// is under way undefined (wgmma.wait_group).
 template <class T, int kDepth, int J, Major kMajorA, int kLinesA, Major kMajorB, int kLinesB>
 __device__ inline void multiply(float (&acc)[J][4], const Operand<kMajorA, kLinesA>& a,
                                 const Operand<kMajorB, kLinesB>& b, bool accumulate) {

@@ -49,7 +49,7 @@ struct Place {
   int64_t at;    // element of row g
   int lower;     // elements from there to row g + 8
   bool rows[2];  // which of the rows exist
-  int columns;   // how many of hidden are left
+  bool columns;  // whether the columns do
 };
 
 // A chunk of hidden columns of one of the results: 64 rows x 32, as the operand that it is.
@@ -58,7 +58,7 @@ __device__ inline void store_chunk(void* to, const Fragment* chunk, const Place&
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const uint4 bits = gather_columns({chunk[0][half], chunk[0][2 + half], chunk[1][half], chunk[1][2 + half]});
-    if (place.rows[half] && place.columns > 0)
+    if (place.rows[half] && place.columns)
       write_vector(static_cast<T*>(to) + place.at + (half == 0 ? 0 : place.lower), bits);
   }
 }
@@ -171,11 +171,6 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
   Turn<Shape::kStages> turn;
   for (int tile = 0; tile < tiles; ++tile) {
     const int64_t first_row = own_begin(tile, warpgroup) + row;
-    // It walks: its arithmetic within the loop would make the compiler wait for the products that are under way.
-    Place place{first_row * p.hidden + lane_id() % 4 * 8,
-                8 * static_cast<int>(p.hidden),
-                {first_row < p.total, first_row + 8 < p.total},
-                static_cast<int>(p.hidden) - lane_id() % 4 * 8};
     here.rows[warpgroup].wait(tile % 2);
     float inverse[2];
     inverse_roots<T, D>(inverse, x, row, p);
@@ -212,14 +207,18 @@ __global__ void __launch_bounds__(BackwardShape<T, D>::kThreads, 1)
           gradients[2 + k][place] = pack2(of_gate[0], of_gate[1], T{});
           hidden[k][place] = pack2(of_product[0], of_product[1], T{});
         }
-      begin_products(t);
-      multiply<T>(t, gradients, Operand<Major::kMN, 2 * kChunk>(stage), true);
-      commit_products();
+      // Before the product, which owns the fragments from then on; the other warpgroup keeps the tensor cores busy.
+      const int column = step * kChunk + lane_id() % 4 * 8, hidden_width = static_cast<int>(p.hidden);
+      const Place place{first_row * p.hidden + column,
+                        8 * hidden_width,
+                        {first_row < p.total, first_row + 8 < p.total},
+                        column < hidden_width};
       store_chunk<T>(p.grad_up_rows, gradients, place);
       store_chunk<T>(p.grad_gate_rows, gradients + 2, place);
       store_chunk<T>(p.hidden_rows, hidden, place);
-      place.at += kChunk;
-      place.columns -= kChunk;
+      begin_products(t);
+      multiply<T>(t, gradients, Operand<Major::kMN, 2 * kChunk>(stage), true);
+      commit_products();
     }
     wait_products<0>(t);
 
