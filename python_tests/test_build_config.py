@@ -91,6 +91,15 @@ def test_cutlass_is_needed_by_cuda_only(fake_torch, monkeypatch, cuda):
     assert bool(started) is not cuda
 
 
+def test_a_torch_yet_to_come_may_be_a_cuda_build(fake_torch, monkeypatch):
+    monkeypatch.delenv("VISTA_TORCH_ROOT")
+    monkeypatch.delenv("VISTA_CUTLASS_ROOT", raising=False)
+    monkeypatch.setattr(build_config, "_package_dir", lambda name: None)
+    assert {"torch>=2.10", "nvidia-cutlass>=4.2,<5"} <= set(backend.get_requires_for_build_wheel())
+    monkeypatch.setenv("VISTA_CUDA", "0")
+    assert "nvidia-cutlass>=4.2,<5" not in backend.get_requires_for_build_wheel()
+
+
 def test_a_folder_that_is_no_torch_is_named(fake_torch, monkeypatch, tmp_path):
     monkeypatch.setenv("VISTA_TORCH_ROOT", str(tmp_path))
     with pytest.raises(build_config.BuildConfigError, match="VISTA_TORCH_ROOT must name the folder of a torch package"):

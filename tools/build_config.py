@@ -87,8 +87,9 @@ def from_environment() -> BuildConfig:
     if wanted and nvcc is None:
         raise BuildConfigError("vista: VISTA_CUDA=1 needs nvcc (looked at CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda)")
     if wanted is None:
-        # A visible GPU is no reason: containers are built without one. The torch that will load the kernels is.
-        wanted = nvcc is not None and torch_root is not None and _torch_is_cuda(torch_root)
+        # A visible GPU is no reason: containers are built without one. The torch that will load the kernels is. Without
+        # any, pip fetches one for the build, which may be a CUDA build: what that needs is to be fetched with it.
+        wanted = nvcc is not None and (torch_root is None or _torch_is_cuda(torch_root))
     return BuildConfig(torch_root, cutlass_root, nvcc, wanted, _archs("VISTA_CUDA_ARCHS"))
 
 
