@@ -32,7 +32,7 @@ def sglu(
 
     Args:
         x: `[total, dim]`, float32, bfloat16 or float16. On a GPU bfloat16 or float16, and dim a multiple of 8 from 16
-            to 256 (`sglu_has_kernel`).
+            to 256: `sglu_has_kernel` says so, anything else is an error there, and `nn.SGLU` takes torch's products.
         up, gate: `[hidden, dim]`, same dtype, as `torch.nn.Linear` holds them; on a GPU hidden is a multiple of 8.
         down: `[dim, hidden]`, same dtype.
         norm_eps: added to the mean square; None leaves the rows as they are.
