@@ -20,9 +20,9 @@ STREAMED = 0.92
 REACHED = {
     "projected_qla_state": 0.85 * PEAK,  # wgmma, bound by it
     "projected_qla_apply": 0.85 * PEAK,
-    "projected_qla_apply_backward": 375e12,  # mma.sync from shared memory: the middle of 300 to 450
-    "projected_qla_state_backward": 375e12,
-    "cross attention": 375e12,
+    "projected_qla_apply_backward": 0.60 * PEAK,  # wgmma, products too narrow for more
+    "projected_qla_state_backward": 0.60 * PEAK,
+    "cross attention": 375e12,  # mma.sync from shared memory: the middle of 300 to 450
     "sglu": 0.72 * PEAK,  # weights from L2
     "sglu_backward": 0.60 * PEAK,
     "linear_silu": 0.48 * PEAK,  # products and epilogue in turn
@@ -42,6 +42,7 @@ GROUPS = {
     "sglu": r"sglu(?!\w*backward)",
     "sglu_backward": r"sglu\w*backward",
     "linear_silu": r"linear_silu",
+    "rms_norm_backward": r"rms_norm_backward",
     "cross attention": r"cross_attn",
     "torch's products": r"gemm|nvjet|cutlass|cublas|xmma",
     "torch's attention": r"flash|fmha|sdpa",
@@ -162,7 +163,17 @@ def _layer_backward(rows: int, out: int, states: int, config: VistaConfig, item:
         _product("gradient of x through Q", out, inner, dim, item),
         _product("gradients of the K, V weights", rows, inner, dim, item, count=2),
         _product("gradient of the Q weight", out, inner, dim, item),
-        _passes("norm's part of the gradient, sums", rows, dim, item, 9, 4),
+        *(replace(part, name=f"{part.name}: K, V") for part in _around_projections(rows, dim, item)),
+        *(replace(part, name=f"{part.name}: Q") for part in _around_projections(out, dim, item)),
+        _passes("sum of the gradients of x", out, dim, item, 3),
+    ]
+
+
+def _around_projections(rows: int, dim: int, item: int) -> list[Part]:
+    """What the products of a backward pass of projections need beside them."""
+    return [
+        _passes("zeros for padding", rows, dim, item, 2, 3),
+        Part("norm's part of the gradient", "rms_norm_backward", 3 * rows * dim * item),
     ]
 
 
@@ -305,7 +316,11 @@ def training_step(users: int, events: int, candidates: int, config: VistaConfig,
     states = users * config.heads * config.head_dim**2 * 4
     backward = [part.times(last) for part in _layer_backward(users * events, users * events, states, config, item)]
     # Of the last layer's backward over the history only what concerns keys and values.
-    of_keys = [part for part in _layer_backward(users * events, 0, states, config, item) if part.flops]
+    of_keys = [
+        part
+        for part in _layer_backward(users * events, 0, states, config, item)
+        if part.flops or part.name.endswith(": K, V")
+    ]
     seeds = users * config.num_seeds
     of_seeds = [p.times(last + 1) for p in _layer_backward(seeds, seeds, states, config, item)]
     stage2 = scoring_request(users, candidates, config, item)

@@ -202,6 +202,7 @@ def test_the_page_shows_where_the_time_of_a_step_goes():
         ("void vista::projected_qla_state<__nv_bfloat16, 64>(...)", "projected_qla_state"),
         ("void vista::projected_qla_state_backward<__half, 64>(...)", "projected_qla_state_backward"),
         ("void vista::qla_state<__half, 64>(...)", "qla (unfused)"),
+        ("void vista::rms_norm_backward<__half, 8>(...)", "rms_norm_backward"),
         ("vista::sglu_forward", "sglu"),
         ("vista::sglu_backward", "sglu_backward"),
         ("void cutlass::device_kernel<...linear_silu...>", "linear_silu"),

@@ -182,6 +182,10 @@ def broken_rules(manifest: Manifest, record: Manifest) -> list[str]:
         where, code = f"{arch} {name}", kernel["code"]
         problems += [f"{where}: {key} is {kernel[key]} bytes" for key in ("stack", "local") if kernel[key]]
         problems += [f"{where}: {code[op]} {op} instructions" for op in MUST_BE_ABSENT if op in code]
+        # Tiles of TMA and wgmma begin at multiples of 1024 bytes. So does the window of shared memory; and the dynamic
+        # part of it, which holds them, lies behind the static one, which the compiler fills up to that alignment.
+        if ("UTMALDG" in code or "HGMMA" in code) and kernel["shared"] % 1024:
+            problems.append(f"{where}: tiles begin {kernel['shared']} bytes into shared memory")
         if "bounds" not in kernel:
             problems.append(f"{where}: no launch bounds")
         if "threads" not in kernel:

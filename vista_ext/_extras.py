@@ -27,5 +27,5 @@ def require(module: str, *, extra: str) -> Any:
         if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
             raise
         raise MissingExtraError(
-            f"vista: '{module}' is needed here and is not installed: pip install '.[{extra}]' in vista_ext's checkout"
+            f"'{module}' is needed here and is not installed: pip install '.[{extra}]' in vista_ext's checkout"
         ) from error

@@ -93,6 +93,7 @@ void sglu_grad_rows(DType dtype, int64_t rows, int64_t dim, const float* inverse
   Piece t, other;
   const auto load_sum = [&](int64_t offset, int64_t n) {
     t.load(dtype, a, offset, n);
+    if (b == nullptr) return;
     other.load(dtype, b, offset, n);
     t.fill(n, [&](int64_t i) { return at(t, i) + at(other, i); });
   };

@@ -14,7 +14,7 @@ using cuda::CrossAttnParams;
 using cuda::Stream;
 
 // One call of an op: the params, and the tensors that they point at. Arguments are checked already.
-class Call {
+class Call : public LaunchTensors {
  public:
   CrossAttnParams params{};
 
@@ -61,13 +61,6 @@ class Call {
     cache.bad_slots = bad_slots(policy);
   }
 
-  // A tensor that a launch reads; a null pointer for an absent one.
-  const void* read(const std::optional<Tensor>& tensor) {
-    if (!tensor.has_value()) return nullptr;
-    kept_.push_back(packed(*tensor));
-    return kept_.back().const_data_ptr();
-  }
-
   // The plan, then `launch`.
   void run(bool backward, int (*launch)(const CrossAttnParams&, Stream)) {
     Tensor workspace = torch::stable::new_empty(
@@ -86,12 +79,8 @@ class Call {
  private:
   const char* op_;
   const Tensor& q_;
-  std::vector<Tensor> kept_;
 
-  cuda::Indices indices(const char* name, const Tensor& tensor) {
-    kept_.push_back(tensor);
-    return device_indices(op_, name, kept_.back(), q_);
-  }
+  cuda::Indices indices(const char* name, const Tensor& tensor) { return device_indices(op_, name, keep(tensor), q_); }
 
   cuda::Indices offsets(const char* name, const Tensor& offsets, const char* max_name, int64_t max_len) {
     const cuda::Indices found = indices(name, offsets);
@@ -130,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_attn_backward_cuda(
   Tensor grad_q = rows_like(q, false), grad_k = rows_like(k, false), grad_v = rows_like(v, false);
   Tensor grad_self_k = own_gradient(q, self_k, p.kv_heads, p.d), grad_self_v = own_gradient(q, self_k, p.kv_heads, p.e);
   p.grad_out = call.read(grad_out);
-  p.grad_lse = static_cast<const float*>(call.read(grad_lse));
+  p.grad_lse = call.read_floats(grad_lse);
   p.out = const_cast<void*>(call.read(out));  // the backward only reads it
   p.lse = static_cast<float*>(const_cast<void*>(call.read(lse)));
   p.grad_q = grad_q.mutable_data_ptr();

@@ -4,8 +4,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "checks.h"
 #include "vista/cuda/cache_rows.h"
@@ -47,6 +50,26 @@ inline Tensor packed(const Tensor& tensor) {
   const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
   return aligned ? rows : torch::stable::clone(rows);
 }
+
+// The tensors that a launch reads, as it can read them. They must outlive it, not the work: torch's allocator gives
+// their memory to the same stream only.
+class LaunchTensors {
+ public:
+  // A null pointer for an absent one.
+  const void* read(const std::optional<Tensor>& tensor) {
+    return tensor.has_value() ? keep(packed(*tensor)).const_data_ptr() : nullptr;
+  }
+  const float* read_floats(const std::optional<Tensor>& tensor) { return static_cast<const float*>(read(tensor)); }
+
+ protected:
+  Tensor& keep(Tensor tensor) {
+    kept_.push_back(std::move(tensor));
+    return kept_.back();
+  }
+
+ private:
+  std::vector<Tensor> kept_;
+};
 
 // A 1-d int32 or int64 array on the device of `like`. `tensor` becomes contiguous: it must outlive the result.
 inline cuda::Indices device_indices(const char* op, const char* name, Tensor& tensor, const Tensor& like) {

@@ -15,22 +15,17 @@ bool is_built(const Tensor& x, const Tensor& weight) {
 
 Tensor run(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
            const std::optional<Tensor>& grad_out) {
-  std::vector<Tensor> kept;
-  const auto read = [&kept](const std::optional<Tensor>& tensor) -> const void* {
-    if (!tensor.has_value()) return nullptr;
-    kept.push_back(packed(*tensor));
-    return kept.back().const_data_ptr();
-  };
+  LaunchTensors tensors;
   Tensor out = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
   cuda::LinearSiluParams params{};
   params.dtype = kernel_dtype(x.scalar_type());
   params.rows = x.size(0);
   params.in_features = x.size(1);
   params.out_features = weight.size(0);
-  params.x = read(x);
-  params.weight = read(weight);
-  params.bias = read(bias);
-  params.grad_out = read(grad_out);
+  params.x = tensors.read(x);
+  params.weight = tensors.read(weight);
+  params.bias = tensors.read(bias);
+  params.grad_out = tensors.read(grad_out);
   params.out = out.mutable_data_ptr();
   if (params.rows == 0) return out;  // torch gives empty tensors no address, and a null gradient would mean forward
   std::ostringstream shape;

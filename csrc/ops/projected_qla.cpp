@@ -25,8 +25,6 @@ void for_each_piece(const char* op, const Tensor& x, const Tensor& seq_offsets, 
     }
 }
 
-int64_t batch_of(const Tensor& seq_offsets) { return std::max<int64_t>(0, seq_offsets.numel() - 1); }
-
 void add_to(Tensor& states, int64_t sequence, const Tensor& part) {
   const int64_t n = part.numel();
   float* sum = mutable_floats(states) + sequence * n;
@@ -77,12 +75,9 @@ Tensor projected_qla_apply_cpu(Tensor x, Tensor weight_q, Tensor state, Tensor a
                                int64_t max_seq_len, std::optional<double> norm_eps, std::string activation,
                                std::string state_activation) {
   const char* op = "projected_qla_apply";
-  const HeadDims dims = check_projected_apply(op, x, weight_q, state, norm_eps);
-  parse_activation(op, "activation", activation);
-  parse_activation(op, "state_activation", state_activation);
-  const int64_t heads = state.size(1), batch = batch_of(seq_offsets);
-  check_projected_states(op, "state", state, batch, heads, dims, x);
-  check_scale(op, attn_scale, batch, x);
+  const HeadDims dims =
+      check_projected_apply(op, x, weight_q, state, attn_scale, seq_offsets, norm_eps, activation, state_activation);
+  const int64_t heads = state.size(1);
   Tensor out = torch::stable::new_zeros(x, {x.size(0), heads, dims.e});
   for_each_piece(op, x, seq_offsets, max_seq_len, [&](int64_t sequence, int64_t row, int64_t rows, const Tensor& ends) {
     const ProjectedRows piece(torch::stable::narrow(x, 0, row, rows), heads, norm_eps);
@@ -99,12 +94,9 @@ std::tuple<Tensor, Tensor> projected_qla_apply_backward_cpu(Tensor grad_out, Ten
                                                             std::optional<double> norm_eps, std::string activation,
                                                             std::string state_activation) {
   const char* op = "projected_qla_apply_backward";
-  const HeadDims dims = check_projected_apply(op, x, weight_q, state, norm_eps);
-  parse_activation(op, "activation", activation);
-  parse_activation(op, "state_activation", state_activation);
-  const int64_t heads = state.size(1), batch = batch_of(seq_offsets);
-  check_projected_states(op, "state", state, batch, heads, dims, x);
-  check_scale(op, attn_scale, batch, x);
+  const HeadDims dims =
+      check_projected_apply(op, x, weight_q, state, attn_scale, seq_offsets, norm_eps, activation, state_activation);
+  const int64_t heads = state.size(1);
   check_grad_rows(op, grad_out, x, heads, dims.e);
   Tensor grad_q = torch::stable::new_zeros(x, {x.size(0), heads * dims.d});
   Tensor grad_state = torch::stable::new_zeros(state, state.sizes());

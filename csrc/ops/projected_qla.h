@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/device.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <tuple>
@@ -54,18 +55,6 @@ inline HeadDims check_projected_state(const char* op, const Tensor& x, const Ten
   return {d, check_weight(op, "weight_v", weight_v, x, heads)};
 }
 
-// What the apply and its backward share. `state` says how many heads there are.
-inline HeadDims check_projected_apply(const char* op, const Tensor& x, const Tensor& weight_q, const Tensor& state,
-                                      std::optional<double> norm_eps) {
-  check_projected_rows(op, x);
-  check_eps(op, norm_eps);
-  check_rank(op, "state", state, 4, "[batch, heads, d, e]");
-  check_heads(op, state.size(1));
-  const int64_t d = check_weight(op, "weight_q", weight_q, x, state.size(1));
-  check_head_dim(op, "state", state.size(3));
-  return {d, state.size(3)};
-}
-
 // As check_state of qla.h, for rows that are not there.
 inline void check_projected_states(const char* op, const char* name, const Tensor& state, int64_t batch, int64_t heads,
                                    HeadDims dims, const Tensor& like) {
@@ -74,6 +63,26 @@ inline void check_projected_states(const char* op, const char* name, const Tenso
   check(state.dim() == 4 && state.size(0) == batch && state.size(1) == heads && state.size(2) == dims.d &&
             state.size(3) == dims.e,
         op, name, " must have shape [", batch, ", ", heads, ", ", dims.d, ", ", dims.e, "], found ", shape_of(state));
+}
+
+inline int64_t batch_of(const Tensor& seq_offsets) { return std::max<int64_t>(0, seq_offsets.numel() - 1); }
+
+// What the apply and its backward share. `state` says how many heads there are.
+inline HeadDims check_projected_apply(const char* op, const Tensor& x, const Tensor& weight_q, const Tensor& state,
+                                      const Tensor& attn_scale, const Tensor& seq_offsets,
+                                      std::optional<double> norm_eps, const std::string& activation,
+                                      const std::string& state_activation) {
+  check_projected_rows(op, x);
+  check_eps(op, norm_eps);
+  parse_activation(op, "activation", activation);
+  parse_activation(op, "state_activation", state_activation);
+  check_rank(op, "state", state, 4, "[batch, heads, d, e]");
+  check_heads(op, state.size(1));
+  const HeadDims dims{check_weight(op, "weight_q", weight_q, x, state.size(1)), state.size(3)};
+  check_head_dim(op, "state", dims.e);
+  check_projected_states(op, "state", state, batch_of(seq_offsets), state.size(1), dims, x);
+  check_scale(op, attn_scale, batch_of(seq_offsets), x);
+  return dims;
 }
 
 inline void check_grad_rows(const char* op, const Tensor& grad_out, const Tensor& x, int64_t heads, int64_t e) {

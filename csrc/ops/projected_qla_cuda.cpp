@@ -90,10 +90,10 @@ ProjectedCall apply_call(const char* op, const Tensor& x, const Tensor& weight_q
                          const Tensor& attn_scale, const Tensor& seq_offsets, int64_t max_seq_len,
                          std::optional<double> norm_eps, const std::string& activation,
                          const std::string& state_activation) {
-  const HeadDims dims = check_projected_apply(op, x, weight_q, state, norm_eps);
+  const HeadDims dims =
+      check_projected_apply(op, x, weight_q, state, attn_scale, seq_offsets, norm_eps, activation, state_activation);
   ProjectedCall call(op, x, state.size(1), dims, seq_offsets, max_seq_len, norm_eps, activation);
   call.params.state_activation = parse_activation(op, "state_activation", state_activation);
-  check_projected_states(op, "state", state, call.params.batch, state.size(1), dims, x);
   call.scale_by(attn_scale);
   call.params.state = call.read_floats(state);
   call.projected.weight_q = call.read(weight_q);

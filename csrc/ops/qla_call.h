@@ -10,7 +10,7 @@
 namespace vista {
 
 // One call of an op: the params, and the tensors that they point at.
-class QlaCall {
+class QlaCall : public LaunchTensors {
  public:
   cuda::QlaParams params{};
 
@@ -43,14 +43,6 @@ class QlaCall {
     params.attn_scale = floats(*scale_);
   }
 
-  // The tensors that a launch reads; null pointers for absent ones.
-  const void* read(const std::optional<Tensor>& tensor) {
-    if (!tensor.has_value()) return nullptr;
-    kept_.push_back(packed(*tensor));
-    return kept_.back().const_data_ptr();
-  }
-  const float* read_floats(const std::optional<Tensor>& tensor) { return static_cast<const float*>(read(tensor)); }
-
   // The plan, then launch(stream). `sums_rows`: whether that takes a state or apply_backward.
   template <typename Launch>
   void run(bool sums_rows, const Launch& launch) {
@@ -71,7 +63,6 @@ class QlaCall {
   const Tensor& rows_;
   Tensor seq_offsets_;
   std::optional<Tensor> num_targets_, scale_;
-  std::vector<Tensor> kept_;
 };
 
 }  // namespace vista

@@ -60,6 +60,8 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "cached_cross_attn(Tensor q, Tensor k_rows, Tensor v_rows, Tensor slots, Tensor q_offsets, SymInt max_q_len, int "
       "tokens, int kv_heads, Tensor? self_k=None, Tensor? self_v=None, *, int? value_dim=None, str scheme='int8', int? "
       "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
+  // What the gradient of rows takes from the norm in front of projections, whose gradients are divided by it already
+  m.def("rms_norm_backward(Tensor grad_rows, Tensor x, *, float norm_eps) -> Tensor grad_x");
   // The first half of an MLP: silu(x weight^T + bias)
   m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_silu_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias) -> Tensor");

@@ -10,7 +10,7 @@ using cuda::SgluParams;
 using cuda::Stream;
 
 // One call of an op: the params, and the tensors that they point at.
-class Call {
+class Call : public LaunchTensors {
  public:
   SgluParams params{};
 
@@ -30,12 +30,6 @@ class Call {
     params.gate = read(gate);
   }
 
-  // A tensor that the launch reads.
-  const void* read(const Tensor& tensor) {
-    kept_.push_back(packed(tensor));
-    return kept_.back().const_data_ptr();
-  }
-
   void run(int (*launch)(const SgluParams&, Stream)) {
     std::ostringstream shape;
     shape << params.total << " rows of " << params.dim << ", " << params.hidden << " hidden, in "
@@ -46,7 +40,6 @@ class Call {
  private:
   const char* op_;
   const Tensor& x_;
-  std::vector<Tensor> kept_;
 };
 
 Tensor sglu_cuda(Tensor x, Tensor up, Tensor gate, Tensor down, std::optional<double> norm_eps, bool residual) {

@@ -11,6 +11,7 @@
 #include "vista/cuda/launch.h"
 #include "vista/cuda/projected_qla.h"
 #include "vista/cuda/qla.h"
+#include "vista/cuda/rms_norm.h"
 #include "vista/cuda/sglu.h"
 
 using namespace vista;
@@ -132,6 +133,14 @@ void add_sglu(Launches& launches) {
     }
 }
 
+void add_rms_norm(Launches& launches) {
+  for (DType dtype : kDTypes)
+    for (int64_t dim : {64, 63}) {  // vectors, and elements
+      const RmsNormParams params{dtype, 8, dim, 0.f, device_memory, device_memory, device_memory};
+      launches.push_back([=] { return launch_rms_norm_backward(params, nullptr); });
+    }
+}
+
 void add_cache_rows(Launches& launches) {
   auto* num_bad = reinterpret_cast<int64_t*>(device_memory);
   for (int64_t misaligned : {0, 4}) {
@@ -161,6 +170,7 @@ const Launches& all() {
     add_cross_attn(list);
     add_linear_silu(list);
     add_sglu(list);
+    add_rms_norm(list);
     add_cache_rows(list);
     return list;
   }();

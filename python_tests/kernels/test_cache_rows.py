@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import Device, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import Device
 from vista_ext import _C, ops
 
 from .cache_rows_checks import (
@@ -24,6 +24,9 @@ from .cache_rows_checks import (
     scatter,
     summaries,
 )
+from .emulated import library_of
+
+library = library_of(build_library)
 
 ANY_DTYPE = pytest.mark.parametrize("dtype", DTYPE_IDS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -41,13 +44,6 @@ SHAPES = [
 
 def _name(shape: tuple) -> str:
     return "-".join(map(str, shape))
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @ANY_DTYPE

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from python_tests.ptx_emulator import Device, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import Device, EmulatedLibrary
 
 from .cache_rows_checks import (
     build_library,
@@ -18,6 +18,9 @@ from .cache_rows_checks import (
     check_scatter,
     check_scatter_traps,
 )
+from .emulated import library_of
+
+library = library_of(build_library)
 
 BF16, INT8, INT4 = "I13__nv_bfloat16", "LNS_9RowSchemeE0E", "LNS_9RowSchemeE1E"
 VECTORS = f"quantize_vectors{BF16}{INT8}Li1E"
@@ -70,13 +73,6 @@ MUTANTS = {
     "a copy goes past the row": (COPY, r"setp\.ge\.s64", "setp.gt.s64", None, check_scatter),
     "a step of a copy is missing": (COPY, r"st\.global\.v4\.u32\s+\[%rd\d+\+8192\][^;]*;", "", None, long_scatter),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 def only(library: EmulatedLibrary, kernel: str) -> EmulatedLibrary:

@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import DeviceTrap
 
 from .cached_cross_attn_checks import Cached, CachedCall, check_cached
 from .cross_attn_checks import build_library, compare
+from .emulated import library_of
+
+library = library_of(build_library)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SCHEMES = ["int8", "int4", "fp8_e4m3"]
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

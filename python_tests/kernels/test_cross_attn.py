@@ -4,22 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import DeviceTrap
 
 from .cross_attn_checks import Call, Case, build_library, check_backward, check_forward
+from .emulated import library_of
+
+library = library_of(build_library)
 
 # None, one, a tile and a few; a sequence with one key, with none, with several tiles, and one that nobody reads.
 Q_LENGTHS, KV_LENGTHS, KV_INDEX = [3, 0, 70, 1, 33], [1, 0, 130, 65], [2, 0, 2, 1, 0]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ANY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 BOTH_WAYS = pytest.mark.parametrize("check_way", [check_forward, check_backward], ids=["forward", "backward"])
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @ANY_DTYPE

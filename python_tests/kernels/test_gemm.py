@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import toolkit
-
+from .emulated import library_of
 from .gemm_checks import Call, Case, Recorder, best_tile, build_library, check
+
+library = library_of(build_library)
 
 pytestmark = pytest.mark.timeout(1800)  # the first test compiles CUTLASS: minutes, on a busy machine many
 
@@ -15,13 +16,6 @@ BOTH_WAYS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "
 ANY_ARCH = pytest.mark.parametrize("arch", [80, 90])
 KERNELS = ((80, (64, 64)), (80, (128, 128)), (90, (64, 64)), (90, (128, 128)), (90, (128, 256)))
 ANY_KERNEL = pytest.mark.parametrize(("arch", "tile"), KERNELS, ids=str)
-
-
-@pytest.fixture(scope="module")
-def library():
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 def check_tile(library, tile: tuple[int, int], case: Case, arch: int, **options: int) -> Call:

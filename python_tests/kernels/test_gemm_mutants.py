@@ -2,9 +2,12 @@
 
 import pytest
 
-from python_tests.ptx_emulator import EmulatedLibrary, EmulationError, toolkit
+from python_tests.ptx_emulator import EmulatedLibrary
 
+from .emulated import assert_found, library_of
 from .gemm_checks import Case, build_library, check
+
+library = library_of(build_library)
 
 pytestmark = pytest.mark.timeout(1800)  # the first test compiles CUTLASS: minutes, on a busy machine many
 
@@ -113,18 +116,10 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_planted_bug_is_found(name):
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    kernel, pattern, replacement, occurrence, check_way = MUTANTS[name]
-    mutant = build_library().mutate(pattern, replacement, kernel=kernel, occurrence=occurrence)
-    with pytest.raises((EmulationError, AssertionError)):
-        for seed in range(2):
-            check_way(mutant, seed)
+def test_planted_bug_is_found(library, name):
+    assert_found(library, *MUTANTS[name])
 
 
 @pytest.mark.parametrize("check_way", [forward, backward, no_bias, few_steps, hopper, hopper_short, hopper_wide])
-def test_without_a_bug_the_checks_pass(check_way):
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    check_way(build_library(), 0)
+def test_without_a_bug_the_checks_pass(library, check_way):
+    check_way(library, 0)

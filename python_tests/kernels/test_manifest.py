@@ -48,6 +48,7 @@ GOOD = {
         ({"code": {"HMMA": 8, "LDGSTS": 4, "LDL": 2}}, "2 LDL instructions"),
         ({"code": {"HMMA": 8, "LDGSTS": 4, "DFMA": 1}}, "1 DFMA instructions"),
         ({"code": {"LDGSTS": 4}}, "lost its HMMA"),
+        ({"code": {"HMMA": 8, "LDGSTS": 4, "HGMMA": 4}}, "tiles begin 512 bytes into shared memory"),
         ({"bounds": None}, "no launch bounds"),
         ({"threads": None}, "no launch of it"),
         ({"threads": 256}, "launched with 256 threads, built for 128"),

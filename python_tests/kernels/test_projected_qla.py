@@ -4,21 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import DeviceTrap
 
+from .emulated import library_of
 from .projected_qla_checks import KERNELS, RESULTS, SM80, SM86, SM90, Call, Case, build_library, check
+
+library = library_of(build_library)
 
 # None, one, a tile and a row, several chunks of 128 rows, full ones among them.
 LENGTHS = [5, 0, 1, 65, 17, 256, 149]
 DTYPES = [torch.bfloat16, torch.float16]
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @EVERY_KERNEL

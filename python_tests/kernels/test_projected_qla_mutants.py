@@ -2,9 +2,10 @@
 
 import pytest
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, EmulationError, toolkit
-
+from .emulated import assert_found, library_of
 from .projected_qla_checks import KERNELS, Case, build_library, check
+
+library = library_of(build_library)
 
 # More slabs than places in the ring, more tiles than one, more chunks than one, a tile that is not full.
 CASE = {"lengths": [150, 0, 40], "dim": 128, "chunk_rows": 128}
@@ -61,21 +62,13 @@ MUTANTS = {f"{kernel}: {fault}": (kernel, *edit) for kernel in KERNELS for fault
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_planted_bug_is_found(name):
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    kernel, pattern, replacement, occurrence = MUTANTS[name]
-    mutant = build_library().mutate(pattern, replacement, kernel=INSTANCES[kernel], occurrence=occurrence)
-    options = WITHOUT_NORM if pattern == COPY_SIZE else {}
-    with pytest.raises((EmulationError, DeviceTrap, AssertionError, pytest.fail.Exception)):
-        for seed in range(2):
-            check(Case(**CASE, **options), mutant, kernel, seed)
+def test_planted_bug_is_found(library, name):
+    kernel, *fault = MUTANTS[name]
+    case = Case(**CASE, **(WITHOUT_NORM if COPY_SIZE in fault else {}))
+    assert_found(library, INSTANCES[kernel], *fault, lambda mutant, seed: check(case, mutant, kernel, seed))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("options", [{}, WITHOUT_NORM], ids=["norm", "plain"])
-def test_without_a_bug_the_checks_pass(kernel, options):
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    library: EmulatedLibrary = build_library()
+def test_without_a_bug_the_checks_pass(library, kernel, options):
     check(Case(**CASE, **options), library, kernel)

@@ -3,18 +3,12 @@
 import pytest
 import torch
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, EmulationError, toolkit
-
+from .emulated import assert_found, library_of
 from .projected_qla_checks import KERNELS, RESULTS, Call, Case, build_library, check
 
+library = library_of(build_library)
+
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 def hopper(lengths: list[int], **options) -> Case:
@@ -124,11 +118,8 @@ CASE = {"lengths": [150, 0, 40], "dim": 256, "chunk_rows": 2048}
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_planted_bug_is_found(library, name):
-    kernel, pattern, replacement, occurrence = MUTANTS[name]
-    mutant = library.mutate(pattern, replacement, kernel=INSTANCES[kernel], occurrence=occurrence)
-    with pytest.raises((EmulationError, DeviceTrap, AssertionError, pytest.fail.Exception)):
-        for seed in range(2):
-            check(hopper(**CASE), mutant, kernel, seed)
+    kernel, *fault = MUTANTS[name]
+    assert_found(library, INSTANCES[kernel], *fault, lambda mutant, seed: check(hopper(**CASE), mutant, kernel, seed))
 
 
 @EVERY_KERNEL

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from python_tests.ptx_emulator import DeviceTrap, EmulatedLibrary, toolkit
+from python_tests.ptx_emulator import DeviceTrap
 
+from .emulated import library_of
 from .qla_checks import Call, Case, backward, build_library, check, check_backward, check_forward, forward
+
+library = library_of(build_library)
 
 # None, one, a tile and a row, several chunks of 64 rows; targets in the middle of tiles, in two chunks, and alone.
 LENGTHS, TARGETS = [5, 0, 1, 65, 17, 149], [2, 0, 1, 3, 17, 40]
@@ -21,13 +24,6 @@ MATHS = {
 ANY_MATH = pytest.mark.parametrize("math", MATHS)
 BOTH_WAYS = pytest.mark.parametrize("check_way", [check_forward, check_backward], ids=["forward", "backward"])
 ACTIVATIONS = ["silu", "shifted_elu", "relu", "identity"]
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @ANY_MATH

@@ -3,20 +3,14 @@
 import pytest
 import torch
 
-from python_tests.ptx_emulator import EmulatedLibrary, toolkit
-
+from .emulated import library_of
 from .sglu_checks import GRADIENTS, Call, Case, build_library, check_backward, check_forward
+
+library = library_of(build_library)
 
 ANY_DTYPE = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 BOTH_WAYS = pytest.mark.parametrize("check_way", [check_forward, check_backward], ids=["forward", "backward"])
 OPTIONS = pytest.mark.parametrize(("eps", "residual"), [(None, False), (None, True), (1e-6, False), (1e-6, True)])
-
-
-@pytest.fixture(scope="module")
-def library() -> EmulatedLibrary:
-    if toolkit() is None:
-        pytest.skip("no nvcc on this machine")
-    return build_library()
 
 
 @ANY_DTYPE

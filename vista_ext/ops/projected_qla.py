@@ -142,6 +142,11 @@ def _(grad_out: Tensor, x: Tensor, weight_q: Tensor, state: Tensor, *args: Any, 
     return x.new_empty((x.shape[0], weight_q.shape[0])), grad_state
 
 
+@register_fake("vista::rms_norm_backward")
+def _(grad_rows: Tensor, x: Tensor, **_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 def _grad_x(x: Tensor, norm_eps: float | None, *products: tuple[Tensor, Tensor]) -> Tensor:
     """From the gradients of the projections, already divided as `x` was, and their weights."""
     (rows, weight), *others = products
@@ -151,10 +156,8 @@ def _grad_x(x: Tensor, norm_eps: float | None, *products: tuple[Tensor, Tensor])
             grad.addmm_(rows, weight)
     if norm_eps is None:
         return grad
-    # Few passes over the rows, none of them in float32: on a GPU each takes as long as a product.
-    y = torch.nn.functional.rms_norm(x, x.shape[1:], eps=norm_eps)
-    pull = (y * grad).mean(1, keepdim=True, dtype=torch.float32)
-    return grad.addcmul_(y, pull.to(x.dtype), value=-1)
+    grad_x: Tensor = torch.ops.vista.rms_norm_backward(grad, x, norm_eps=norm_eps)
+    return grad_x
 
 
 def _without_padding(x: Tensor, seq_offsets: Tensor) -> Tensor:
@@ -213,5 +216,5 @@ def _apply_backward(ctx: Any, grad_out: Tensor) -> Any:
 
 torch.library.register_autograd("vista::projected_qla_state", _state_backward, setup_context=_state_setup)
 torch.library.register_autograd("vista::projected_qla_apply", _apply_backward, setup_context=_apply_setup)
-for _name in ("projected_qla_state_backward", "projected_qla_apply_backward"):
+for _name in ("projected_qla_state_backward", "projected_qla_apply_backward", "rms_norm_backward"):
     forbid_double_backward(f"vista::{_name}")

@@ -5,6 +5,7 @@
 // whether it exists. The sums of squares are taken from the panels while the product runs.
 #pragma once
 
+#include "../../common/sm90/row_norm.cuh"
 #include "../../common/sm90/tensor_map.h"
 #include "../../common/sm90/tma.cuh"
 #include "../../common/sm90/wgmma.cuh"
@@ -78,7 +79,7 @@ struct Consumer {
       multiply<T, kBoxColumns>(acc, Operand<Major::kK, kTileRows>(rows),
                                Operand<Major::kK, kColumns>(weights + panel * kColumns * 128), panel > 0);
       commit_products();
-      if (p.normalise) add_squares(squares, rows);
+      if (p.normalise) add_squares<T>(squares, rows, row);
       if (panel > 0) {
         wait_products<1>();
         release(last);
@@ -88,33 +89,13 @@ struct Consumer {
     wait_products<0>(acc);
     release(last);
     factors[0] = factors[1] = 1.f;
-    if (!p.normalise) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 1);
-      squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 2);
-      factors[half] = rsqrtf(squares[half] / static_cast<float>(p.dim) + p.norm_eps);
-    }
+    if (p.normalise) inverse_roots(factors, squares, p.dim, p.norm_eps);
   }
 
  private:
   __device__ void release(int stage) {
     __syncwarp();
     if (lane_id() == 0) here.ring.empty[stage].arrive();
-  }
-
-  // Four lanes share a row; of a panel each takes two vectors.
-  __device__ void add_squares(float (&squares)[2], const uint8_t* rows) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float x[8];
-        const int column = lane_id() % 4 * 16 + i * 8;
-        unpack_vector<T>(load_vector(reinterpret_cast<const T*>(rows + swizzled(row + 8 * half, column))), x);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) squares[half] = fmaf(x[j], x[j], squares[half]);
-      }
   }
 };
 

@@ -1,6 +1,7 @@
 // Rows of a warpgroup in shared memory as TMA lays them: 64 of them, in panels of 64 columns.
 #pragma once
 
+#include "../../common/sm90/row_norm.cuh"
 #include "../../common/sm90/tensor_map.h"
 #include "../../common/sm90/tma.cuh"
 #include "../../common/sm90/wgmma.cuh"
@@ -41,20 +42,8 @@ __device__ inline void inverse_roots(float (&inverse)[2], const uint8_t* rows, i
   if (!p.norm) return;
   float squares[2] = {0.f, 0.f};
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int i = 0; i < D / 32; ++i) {
-      // Of each panel a lane takes two vectors: neighbouring lanes meet different banks.
-      const int column = lane_id() % 4 * 16 + i % 2 * 8;
-      const uint8_t* from = rows + i / 2 * kRowPanel + swizzled(row + 8 * half, column);
-      float x[8];
-      unpack_vector<T>(load_vector(reinterpret_cast<const T*>(from)), x);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) squares[half] = fmaf(x[j], x[j], squares[half]);
-    }
-  sum_lanes(squares);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) inverse[half] = rsqrtf(squares[half] / static_cast<float>(p.dim) + p.eps);
+  for (int panel = 0; panel < D / kBoxColumns; ++panel) add_squares<T>(squares, rows + panel * kRowPanel, row);
+  inverse_roots(inverse, squares, p.dim, p.eps);
 }
 
 // What a warpgroup has made of its rows, to global memory. Rows and columns beyond the matrix are not written. When the
