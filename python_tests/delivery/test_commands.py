@@ -156,6 +156,7 @@ def test_a_poison_record_is_reported(tmp_path, here, caplog):
         (["publish", "store", "nats://h:1/s", "--name", "a b"], "--name must be 1 to 200 letters, digits, _ and -"),
         (["consume", "nats://h:1/a/b", "store"], "address must look like nats://host:port,host:port/name"),
         (["consume", "feed:source", "store", "--group", "x.y"], "group must be 1 to 200 letters"),
+        (["consume", "feed:source", "new"], "store new is not there; --layout, such as int8,128,256, makes it"),
         (["consume", "feed:source", "new", "--layout", "int8"], "--layout must look like int8,128,256"),
         (["consume", "feed:source", "new", "--layout", "int9,1,128"], "scheme must be"),
         (["consume", "feed:source", "store", "--on-poison", "eat"], "on_poison must be one of 'raise', 'skip'"),

@@ -69,7 +69,9 @@ def consume(
     from vista_ext.delivery.address import open_consumer
     from vista_ext.store import LmdbStore
 
-    if not store.exists() and layout:
+    if not store.exists():
+        if not layout:
+            raise ValueError(f"store {store} is not there; --layout, such as int8,128,256, makes it")
         LmdbStore.create(store, _layout(layout, model_version)).close()
     with (
         LmdbStore.open(store, readonly=False) as target,

@@ -27,6 +27,10 @@ _STREAM_FULL = 10077  # the server's code of an error that time, or a larger str
 log = logging.getLogger(__name__)
 
 
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
 class _Connection:
     """A connection whose event loop runs in a thread of its own, for callers that are not asynchronous.
 
@@ -61,13 +65,21 @@ class _Connection:
             if tls["cert"]:
                 options["tls"].load_cert_chain(tls["cert"], tls["key"])
 
+        said = ""
+
         async def report(error: Exception) -> None:
-            log.info("%s: %s", self.where, error or type(error).__name__)
+            nonlocal said
+            if _text(error) != said:  # the client tries ten times a second
+                said = _text(error)
+                log.info("%s: %s", self.where, said)
 
         connecting = self._nats.connect(
             self._servers, error_cb=report, max_reconnect_attempts=-1, reconnect_time_wait=_RETRY_SECONDS, **options
         )
-        self.client = await asyncio.wait_for(connecting, seconds)
+        try:
+            self.client = await asyncio.wait_for(connecting, seconds)
+        except TimeoutError:
+            raise TimeoutError(f"no connection within {seconds:g} s: {said or 'no answer'}") from None
         self.jetstream = self.client.jetstream(timeout=_ANSWER_SECONDS)
 
     async def revive(self) -> None:
@@ -85,7 +97,7 @@ class _Connection:
                     await self._connect(_ANSWER_SECONDS)
                     await asyncio.wait_for(old.close(), _ANSWER_SECONDS)
                 except self.errors as error:
-                    log.info("%s: %s", self.where, error or type(error).__name__)
+                    log.info("%s: %s", self.where, _text(error))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the loop and wait; a failure is a QueueError that names the stream."""
@@ -93,7 +105,7 @@ class _Connection:
         try:
             return future.result()
         except self.errors as error:
-            raise QueueError(f"{self.where}: {error or type(error).__name__}") from error
+            raise QueueError(f"{self.where}: {_text(error)}") from error
         except BaseException:  # such as an interrupt: do not leave it running
             future.cancel()
             raise
@@ -128,7 +140,7 @@ class _Connection:
         try:
             asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(2 * _ANSWER_SECONDS)
         except (*self.errors, TimeoutError) as error:
-            log.info("%s: closing: %s", self.where, error or type(error).__name__)
+            log.info("%s: closing: %s", self.where, _text(error))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
