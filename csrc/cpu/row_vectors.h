@@ -131,7 +131,7 @@ inline vf divide(vf x, vf unit, vf inverse) {
 #endif
 }
 
-inline vf clamp(vf x, float low, float high) { return min_v(max_v(x, splat(low)), splat(high)); }
+inline vf limit(vf x, float low, float high) { return min_v(max_v(x, splat(low)), splat(high)); }
 
 alignas(64) constexpr int32_t kCount[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                             16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
@@ -175,10 +175,10 @@ inline vf numbers(const uint8_t* from) {
 template <RowScheme kScheme>
 inline void write_codes(uint8_t* to, vf x) {
   if constexpr (kScheme == RowScheme::kInt8) {
-    const vu rounded = reinterpret_cast<vu>(clamp(x, -127.f, 127.f) + kRoundMagic);
+    const vu rounded = reinterpret_cast<vu>(limit(x, -127.f, 127.f) + kRoundMagic);
     narrow(to, rounded);
   } else if constexpr (kScheme == RowScheme::kInt4) {
-    const pairs_v pairs = reinterpret_cast<pairs_v>(reinterpret_cast<vu>(clamp(x, 0.f, 15.f) + kRoundMagic) & 15);
+    const pairs_v pairs = reinterpret_cast<pairs_v>(reinterpret_cast<vu>(limit(x, 0.f, 15.f) + kRoundMagic) & 15);
     narrow_pairs(to, pairs | pairs >> 28);
   } else {
     const vu bits = reinterpret_cast<vu>(x);
