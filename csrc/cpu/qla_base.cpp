@@ -10,12 +10,17 @@ const QlaKernels qla_kernels_base{base::qla_state, base::qla_apply, base::qla_ap
 
 int64_t qla_scratch_floats(int64_t d, int64_t e) {
   const int64_t dp = base::pad(d), ep = base::pad(e);
-  return base::kBlock * (4 * dp + 2 * ep) + 2 * dp * ep;
+  // Of the vector kernels, and of those in tiles (Room in qla_amx.cpp).
+  const int64_t vectors = base::kBlock * (4 * dp + 2 * ep) + 2 * dp * ep;
+  const int64_t dq = (d + 31) / 32 * 32, eq = (e + 31) / 32 * 32;
+  const int64_t tiles =
+      kQlaTileRows * (dq / 2 + eq / 2 + dp + ep / 2 + 2 * dp + ep) + dq / 2 * ep + eq / 2 * dp + 3 * dp * ep;
+  return vectors > tiles ? vectors : tiles;
 }
 
 const QlaKernels& qla_kernels() {
 #ifdef VISTA_X86
-  return choose(qla_kernels_base, qla_kernels_avx2, qla_kernels_avx512);
+  return choose(qla_kernels_base, qla_kernels_avx2, qla_kernels_avx512, qla_kernels_amx);
 #else
   return qla_kernels_base;
 #endif

@@ -2,8 +2,7 @@
 // Every one streams a chunk in blocks of kBlock rows that fit the first-level cache beside the d x e state.
 #pragma once
 
-#include "vector_math.h"
-#include "vista/qla.h"
+#include "qla_common.h"
 
 namespace vista::cpu {
 namespace VISTA_ISA {
@@ -19,27 +18,45 @@ struct Scratch {
   }
 };
 
-struct Task {
-  const QlaChunk& chunk;
-  int64_t head;
-  Task(const QlaParams& p, int64_t task) : chunk(p.chunks[task / p.heads]), head(task % p.heads) {}
-};
+// A head's rows lie apart by those of the other heads, too far for the processor to guess what comes next: the products
+// of a block ask for the rows of the next one, a few at a time, since the processor waits where it has too many
+// requests open. Into the second-level cache: the first holds the block at hand. May ask past the end of a tensor: a
+// hint never faults.
+class Ahead {
+ public:
+  // `calls`: over how many calls to spread the requests
+  Ahead(const QlaParams& p, int64_t row, int64_t head, int64_t calls)
+      : dtype_size_(p.dtype == DType::kFloat ? 4 : 2),
+        first_((row + kBlock) * p.heads + head),
+        heads_(p.heads),
+        per_call_((kBlock + calls - 1) / calls) {}
+  void watch(const void* base, int64_t n) {
+    const int64_t bytes = n * dtype_size_;
+    streams_[count_++] = {reinterpret_cast<uintptr_t>(base) + first_ * bytes, bytes};
+  }
+  void operator()() {
+    const int64_t end = at_ + per_call_ < kBlock ? at_ + per_call_ : kBlock;
+    for (; at_ < end; ++at_)
+      for (int64_t s = 0; s < count_; ++s) {
+        const uintptr_t row = streams_[s].first + at_ * heads_ * streams_[s].bytes;
+        for (int64_t line = 0; line < streams_[s].bytes; line += 64)
+          __builtin_prefetch(reinterpret_cast<const void*>(row + line), 0, 2);
+      }
+  }
 
-// A head's rows lie apart by those of the other heads, too far for the processor to guess what comes next. Each row
-// asks for the one a block later, into the second-level cache: the first has room for too few requests. It may ask past
-// the end of a tensor: a hint never faults.
-inline void expect_row(const QlaParams& p, const void* base, int64_t at, int64_t n) {
-  const int64_t size = p.dtype == DType::kFloat ? 4 : 2;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(base) + (at + kBlock * p.heads * n) * size;
-  for (int64_t line = 0; line < n * size; line += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(first + line), 0, 2);
-}
+ private:
+  struct Stream {
+    uintptr_t first;
+    int64_t bytes;
+  };
+  int64_t dtype_size_, first_, heads_, per_call_, at_ = 0, count_ = 0;
+  Stream streams_[4];
+};
 
 inline void load_block(const QlaParams& p, const void* base, int64_t row, int64_t head, int64_t rows, int64_t n,
                        float* to) {
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = ((row + r) * p.heads + head) * n;
-    expect_row(p, base, at, n);
     load_row(p.dtype, base, at, to + r * pad(n), n, pad(n));
   }
 }
@@ -48,29 +65,9 @@ inline void store_block(const QlaParams& p, void* base, int64_t row, int64_t hea
                         const float* from) {
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = ((row + r) * p.heads + head) * n;
-    expect_row(p, base, at, n);
     store_row(p.dtype, base, at, from + r * pad(n), n);
   }
 }
-
-// P = phi2(scale * Z), [d, pad(e)]
-inline void make_map(const QlaParams& p, const Task& task, float* map) {
-  const float scale = p.scale[task.chunk.seq];
-  const float* state = p.state + (task.chunk.seq * p.heads + task.head) * p.d * p.e;
-  for (int64_t i = 0; i < p.d; ++i) {
-    float* row = map + i * pad(p.e);
-    for (int64_t j = 0; j < p.e; ++j) row[j] = scale * state[i * p.e + j];
-    for (int64_t j = p.e; j < pad(p.e); ++j) row[j] = 0.f;
-    activate(p.state_activation, row, row, nullptr, pad(p.e));
-  }
-}
-
-// Sums go through a padded accumulator and are copied out without the padding.
-inline void copy_out(const float* matrix, int64_t d, int64_t e, float* to) {
-  for (int64_t i = 0; i < d; ++i) std::memcpy(to + i * e, matrix + i * pad(e), e * 4);
-}
-
-inline int64_t clamp_to(int64_t x, int64_t low, int64_t high) { return x < low ? low : (x > high ? high : x); }
 
 void qla_state(const QlaParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
   const Scratch s(scratch, p.d, p.e);
@@ -83,7 +80,10 @@ void qla_state(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       load_block(p, p.k, row, task.head, rows, p.d, s.rows_d[0]);
       activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
       load_block(p, p.v, row, task.head, rows, p.e, s.rows_e[0]);
-      product(p.d, pad(p.e), rows, s.rows_d[0], 1, pad(p.d), s.rows_e[0], pad(p.e), s.matrix[0], pad(p.e), true);
+      Ahead ahead(p, row, task.head, p.d / 4);
+      ahead.watch(p.k, p.d);
+      ahead.watch(p.v, p.e);
+      product(p.d, pad(p.e), rows, s.rows_d[0], 1, pad(p.d), s.rows_e[0], pad(p.e), s.matrix[0], pad(p.e), true, ahead);
     }
     copy_out(s.matrix[0], p.d, p.e, task.chunk.partial + task.head * p.d * p.e);
   }
@@ -99,7 +99,11 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       const int64_t rows = task.chunk.end - row < kBlock ? task.chunk.end - row : kBlock;
       load_block(p, p.q, row, task.head, rows, p.d, s.rows_d[0]);
       activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
-      product(rows, pad(p.e), p.d, s.rows_d[0], pad(p.d), 1, s.matrix[0], pad(p.e), s.rows_e[0], pad(p.e), false);
+      Ahead ahead(p, row, task.head, kBlock / 4);
+      ahead.watch(p.q, p.d);
+      ahead.watch(p.out, p.e);
+      product(rows, pad(p.e), p.d, s.rows_d[0], pad(p.d), 1, s.matrix[0], pad(p.e), s.rows_e[0], pad(p.e), false,
+              ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
       if (first < rows) {
         load_block(p, p.k, row + first, task.head, rows - first, p.d, s.rows_d[1]);
@@ -127,38 +131,23 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
   float *grad = s.rows_e[0], *value = s.rows_e[1], *map_t = s.matrix[0], *sum = s.matrix[1];
   for (int64_t t = task_begin; t < task_end; ++t) {
     const Task task(p, t);
-    const float scale = p.scale[task.chunk.seq];
     make_map(p, task, sum);
-    std::memset(map_t, 0, p.e * dp * 4);
-    for (int64_t i = 0; i < p.d; ++i)
-      for (int64_t j = 0; j < p.e; ++j) map_t[j * dp + i] = sum[i * ep + j];
+    transpose(sum, p.d, p.e, map_t);
     std::memset(sum, 0, p.d * ep * 4);
     for (int64_t row = task.chunk.begin; row < task.chunk.end; row += kBlock) {
       const int64_t rows = task.chunk.end - row < kBlock ? task.chunk.end - row : kBlock;
       load_block(p, p.q, row, task.head, rows, p.d, query);
       activate(p.activation, query, query, slope, rows * dp);
       load_block(p, p.grad_out, row, task.head, rows, p.e, grad);
-      product(p.d, ep, rows, query, 1, dp, grad, ep, sum, ep, true);
-      product(rows, dp, p.e, grad, ep, 1, map_t, dp, grad_query, dp, false);
+      Ahead ahead(p, row, task.head, p.d / 4 + kBlock / 4);
+      ahead.watch(p.q, p.d);
+      ahead.watch(p.grad_out, p.e);
+      ahead.watch(p.grad_q, p.d);
+      product(p.d, ep, rows, query, 1, dp, grad, ep, sum, ep, true, ahead);
+      product(rows, dp, p.e, grad, ep, 1, map_t, dp, grad_query, dp, false, ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
-      for (int64_t r = first; r < rows; ++r) {
-        const int64_t packed = (row + r) * p.heads + task.head;
-        float *own_slope = key + dp, *own_grad = key + 2 * dp;
-        load_row(p.dtype, p.k, packed * p.d, key, p.d, dp);
-        activate(p.activation, key, key, own_slope, dp);
-        load_row(p.dtype, p.v, packed * p.e, value, p.e, ep);
-        float own = 0.f;
-        for (int64_t i = 0; i < p.d; ++i) own += query[r * dp + i] * key[i];
-        own *= scale;
-        const float pull = scale * dot(grad + r * ep, value, ep);
-        for (int64_t i = 0; i < dp; i += kLanes) {
-          store(own_grad + i, load(own_slope + i) * (pull * load(query + r * dp + i)));
-          store(grad_query + r * dp + i, load(grad_query + r * dp + i) + pull * load(key + i));
-        }
-        store_row(p.dtype, p.grad_k, packed * p.d, own_grad, p.d);
-        for (int64_t j = 0; j < ep; j += kLanes) store(value + j, own * load(grad + r * ep + j));
-        store_row(p.dtype, p.grad_v, packed * p.e, value, p.e);
-      }
+      for (int64_t r = first; r < rows; ++r)
+        own_gradients(p, task, row + r, query + r * dp, grad + r * ep, grad_query + r * dp, key, value);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_query + i, load(grad_query + i) * load(slope + i));
       store_block(p, p.grad_q, row, task.head, rows, p.d, grad_query);
     }
@@ -173,35 +162,24 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
   float *value = s.rows_e[0], *grad_value = s.rows_e[1], *grad_state = s.matrix[0], *grad_state_t = s.matrix[1];
   for (int64_t t = task_begin; t < task_end; ++t) {
     const Task task(p, t);
-    const float* from = p.grad_state + (task.chunk.seq * p.heads + task.head) * p.d * p.e;
-    std::memset(grad_state, 0, p.d * ep * 4);
-    std::memset(grad_state_t, 0, p.e * dp * 4);
-    for (int64_t i = 0; i < p.d; ++i)
-      for (int64_t j = 0; j < p.e; ++j) grad_state[i * ep + j] = grad_state_t[j * dp + i] = from[i * p.e + j];
+    load_grad_state(p, task, grad_state, grad_state_t);
     const int64_t end = clamp_to(task.chunk.source_end, task.chunk.begin, task.chunk.end);
     for (int64_t row = task.chunk.begin; row < end; row += kBlock) {
       const int64_t rows = end - row < kBlock ? end - row : kBlock;
       load_block(p, p.k, row, task.head, rows, p.d, key);
       activate(p.activation, key, key, slope, rows * dp);
       load_block(p, p.v, row, task.head, rows, p.e, value);
-      product(rows, dp, p.e, value, ep, 1, grad_state_t, dp, grad_key, dp, false);
+      Ahead ahead(p, row, task.head, kBlock / 2);
+      ahead.watch(p.k, p.d);
+      ahead.watch(p.v, p.e);
+      ahead.watch(p.grad_k, p.d);
+      ahead.watch(p.grad_v, p.e);
+      product(rows, dp, p.e, value, ep, 1, grad_state_t, dp, grad_key, dp, false, ahead);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_key + i, load(grad_key + i) * load(slope + i));
       store_block(p, p.grad_k, row, task.head, rows, p.d, grad_key);
-      product(rows, ep, p.d, key, dp, 1, grad_state, ep, grad_value, ep, false);
+      product(rows, ep, p.d, key, dp, 1, grad_state, ep, grad_value, ep, false, ahead);
       store_block(p, p.grad_v, row, task.head, rows, p.e, grad_value);
     }
-  }
-}
-
-void qla_state_gradient(Activation kind, float scale, const float* state, const float* w, const float* extra,
-                        float* grad_state, int64_t n) {
-  float x[kLanes], value[kLanes], slope[kLanes];
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t left = n - i < kLanes ? n - i : kLanes;
-    for (int64_t j = 0; j < kLanes; ++j) x[j] = j < left ? scale * state[i + j] : 0.f;
-    activate(kind, x, value, slope, kLanes);
-    for (int64_t j = 0; j < left; ++j)
-      grad_state[i + j] = scale * slope[j] * w[i + j] + (extra != nullptr ? extra[i + j] : 0.f);
   }
 }
 

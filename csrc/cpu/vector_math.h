@@ -5,6 +5,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if VISTA_LANES == 16
+#include <immintrin.h>
+#endif
 
 #include "vista/types.h"
 
@@ -17,11 +20,42 @@ constexpr int64_t kLanes = VISTA_LANES;
 typedef float vf __attribute__((vector_size(VISTA_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(VISTA_LANES * 4)));
 typedef float vf_memory __attribute__((vector_size(VISTA_LANES * 4), aligned(4), may_alias));
+typedef uint16_t vh_memory __attribute__((vector_size(VISTA_LANES * 2), aligned(2), may_alias));
 
 inline vf load(const float* p) { return *reinterpret_cast<const vf_memory*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf_memory*>(p) = x; }
 inline vf splat(float x) { return x - vf{}; }
 
+#if VISTA_LANES == 16
+constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns of its own headers where an intrinsic has no mask
+
+// A NaN stays one: the processor's min and max return their second operand then.
+inline vf clamp(vf x, float low, float high) {
+  return (vf)_mm512_maskz_min_ps(kAll, (__m512)splat(high), _mm512_maskz_max_ps(kAll, (__m512)splat(low), (__m512)x));
+}
+
+// 2^n times a degree-6 polynomial of the rest (minimax, 2e-9), relative error about 1e-7; saturates outside [-87, 88].
+inline vf exp_v(vf x) {
+  x = clamp(x, -87.f, 88.f);
+  const vf log2_e = splat(1.44269504088896341f);
+  const vf n = (vf)_mm512_maskz_roundscale_ps(kAll, (__m512)(x * log2_e), 0);
+  const vf r = (vf)_mm512_fmsub_ps((__m512)x, (__m512)log2_e, (__m512)n);  // not x * log2_e again: one rounding
+  vf p = splat(1.534581097e-4f);
+  p = p * r + 1.339993090e-3f;
+  p = p * r + 9.618489072e-3f;
+  p = p * r + 5.550328642e-2f;
+  p = p * r + 2.402264625e-1f;
+  p = p * r + 6.931471825e-1f;
+  p = p * r + 1.f;
+  return (vf)_mm512_maskz_scalef_ps(kAll, (__m512)p, (__m512)n);
+}
+
+// 1 / x for x in [1, 2^126]: an estimate of 14 bits and a Newton step, a third of a division's time.
+inline vf reciprocal(vf x) {
+  const vf y = (vf)_mm512_maskz_rcp14_ps(kAll, (__m512)x);
+  return y + y * (1.f - x * y);
+}
+#else
 // Cephes-style exp: 2^n times a degree-6 polynomial, relative error about 1e-7; saturates outside [-87, 88].
 inline vf exp_v(vf x) {
   const vf magic = splat(12582912.f);  // adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits
@@ -42,6 +76,9 @@ inline vf exp_v(vf x) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + bits);
 }
 
+inline vf reciprocal(vf x) { return 1.f / x; }
+#endif
+
 // y = phi(x); with dy also phi'(x). n is a multiple of kLanes.
 inline void activate(Activation kind, const float* x, float* y, float* dy, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -49,7 +86,7 @@ inline void activate(Activation kind, const float* x, float* y, float* dy, int64
     vf value = a, slope = splat(1.f);
     switch (kind) {
       case Activation::kSilu: {
-        const vf s = 1.f / (1.f + exp_v(-a));
+        const vf s = reciprocal(1.f + exp_v(-a));
         value = a * s;
         slope = s * (1.f + a * (1.f - s));
         break;
@@ -93,13 +130,25 @@ inline uint16_t to_bfloat16(float value) {
   return value != value ? static_cast<uint16_t>(0x7fc0) : rounded;
 }
 
+// A row is too short to pay for a call of memcpy.
+inline void copy_row(const float* from, float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 // n values of a row as floats, zeros up to `padded`.
 inline void load_row(DType dtype, const void* base, int64_t offset, float* to, int64_t n, int64_t padded) {
   switch (dtype) {
-    case DType::kFloat: std::memcpy(to, static_cast<const float*>(base) + offset, n * 4); break;
+    case DType::kFloat: copy_row(static_cast<const float*>(base) + offset, to, n); break;
     case DType::kBFloat16: {
       const uint16_t* from = static_cast<const uint16_t*>(base) + offset;
-      for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(from[i]);
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) {
+        const vi wide = __builtin_convertvector(*reinterpret_cast<const vh_memory*>(from + i), vi);
+        store(to + i, reinterpret_cast<vf>(wide << 16));
+      }
+      for (; i < n; ++i) to[i] = from_bfloat16(from[i]);
       break;
     }
     case DType::kHalf: {
@@ -113,7 +162,7 @@ inline void load_row(DType dtype, const void* base, int64_t offset, float* to, i
 
 inline void store_row(DType dtype, void* base, int64_t offset, const float* from, int64_t n) {
   switch (dtype) {
-    case DType::kFloat: std::memcpy(static_cast<float*>(base) + offset, from, n * 4); break;
+    case DType::kFloat: copy_row(from, static_cast<float*>(base) + offset, n); break;
     case DType::kBFloat16: {
       uint16_t* to = static_cast<uint16_t*>(base) + offset;
       for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
@@ -155,26 +204,35 @@ inline void product_tile(int64_t depth, const float* a, int64_t a_row, int64_t a
     for (int j = 0; j < kVectors; ++j) store(c + i * c_row + j * kLanes, sum[i][j]);
 }
 
-template <int kVectors>
+template <int kVectors, typename Meanwhile>
 inline void product_columns(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_depth, const float* b,
-                            int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+                            int64_t b_depth, float* c, int64_t c_row, bool accumulate, Meanwhile& meanwhile) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4)
+  for (; i + 4 <= rows; i += 4) {
+    meanwhile();
     product_tile<4, kVectors>(depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, accumulate);
+  }
   for (; i < rows; ++i)
     product_tile<1, kVectors>(depth, a + i * a_row, a_row, a_depth, b, b_depth, c + i * c_row, c_row, accumulate);
 }
 
-// c[i][j] (+)= sum over t < depth of a[i * a_row + t * a_depth] * b[t][j]; columns are a multiple of kLanes.
+// c[i][j] (+)= sum over t < depth of a[i * a_row + t * a_depth] * b[t][j]; columns are a multiple of kLanes. Calls
+// meanwhile() now and then: for requests to memory, which has time to answer while this computes.
+template <typename Meanwhile>
 inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_depth,
-                    const float* b, int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+                    const float* b, int64_t b_depth, float* c, int64_t c_row, bool accumulate, Meanwhile&& meanwhile) {
   // Four rows of kWide sums, their columns and a factor: 32 registers hold four vectors across, 16 only two.
   constexpr int kWide = kLanes >= 16 ? 4 : 2;
   int64_t j = 0;
   for (; j + kWide * kLanes <= columns; j += kWide * kLanes)
-    product_columns<kWide>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
+    product_columns<kWide>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate, meanwhile);
   for (; j < columns; j += kLanes)
-    product_columns<1>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate);
+    product_columns<1>(rows, depth, a, a_row, a_depth, b + j, b_depth, c + j, c_row, accumulate, meanwhile);
+}
+
+inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_depth,
+                    const float* b, int64_t b_depth, float* c, int64_t c_row, bool accumulate) {
+  product(rows, columns, depth, a, a_row, a_depth, b, b_depth, c, c_row, accumulate, [] {});
 }
 
 }  // namespace VISTA_ISA

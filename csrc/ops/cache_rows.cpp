@@ -8,12 +8,9 @@
 namespace vista {
 namespace {
 
-using Kernel = void (*)(const cpu::RowsParams&, int64_t, int64_t, float*);
-
-void run_rows(const cpu::RowsParams& params, int64_t users, Kernel kernel) {
-  run_tasks(users, params.layout.dim,
-            [&](int64_t begin, int64_t end, float* scratch) { kernel(params, begin, end, scratch); });
-}
+// Results of at least this size are written past the caches: whoever reads them finds little of them there, and a
+// line that is written whole need not be fetched first.
+constexpr int64_t kStreamBytes = 16 << 20;
 
 // Negative slots give zeros.
 void read_rows(const RowLayout& layout, const Tensor& cache, const std::vector<int64_t>& slots, Tensor& out) {
@@ -23,7 +20,10 @@ void read_rows(const RowLayout& layout, const Tensor& cache, const std::vector<i
   params.cache = static_cast<const uint8_t*>(cache.const_data_ptr());
   params.slots = slots.data();
   params.out = out.mutable_data_ptr();
-  run_rows(params, static_cast<int64_t>(slots.size()), cpu::cache_rows_kernels().dequantize);
+  params.stream = out.numel() * static_cast<int64_t>(out.element_size()) >= kStreamBytes;
+  torch::stable::parallel_for(0, static_cast<int64_t>(slots.size()), 1, [&](int64_t begin, int64_t end) {
+    cpu::cache_rows_kernels().dequantize(params, begin, end);
+  });
 }
 
 struct Cpu {
@@ -33,7 +33,10 @@ struct Cpu {
     params.dtype = kernel_dtype(x.scalar_type());
     params.x = x.const_data_ptr();
     params.rows = static_cast<uint8_t*>(rows.mutable_data_ptr());
-    run_rows(params, x.size(0), cpu::cache_rows_kernels().quantize);
+    params.stream = rows.numel() >= kStreamBytes;
+    run_tasks(x.size(0), 2 * cpu::kQuantizeGroups * layout.group, [&](int64_t begin, int64_t end, float* scratch) {
+      cpu::cache_rows_kernels().quantize(params, begin, end, scratch);
+    });
   }
 
   static void dequantize(const char*, const RowLayout& layout, const Tensor& rows, Tensor& out) {

@@ -78,9 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows
   };
   const int64_t keys_at = cpu::cross_attn_scratch_floats(options.d, options.e);
   const int64_t values_at = keys_at + floats_for(options.k_layout);
-  const int64_t row_at = options.one_cache ? values_at : values_at + floats_for(options.v_layout);
-  const int64_t row_floats = (std::max(options.k_layout.dim, options.v_layout.dim) + 15) / 16 * 16;
-  run_tasks(static_cast<int64_t>(runs.size()), row_at + row_floats, [&](int64_t begin, int64_t end, float* scratch) {
+  const int64_t end_at = options.one_cache ? values_at : values_at + floats_for(options.v_layout);
+  run_tasks(static_cast<int64_t>(runs.size()), end_at, [&](int64_t begin, int64_t end, float* scratch) {
     const auto dequantize = [&](const RowLayout& layout, const Tensor& rows, const Run& run, float* to) {
       cpu::RowsParams reading{};
       reading.layout = layout;
@@ -88,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows
       reading.cache = static_cast<const uint8_t*>(rows.const_data_ptr());
       reading.slots = &run.slot;
       reading.out = to;
-      cpu::cache_rows_kernels().dequantize(reading, 0, 1, scratch + row_at);
+      cpu::cache_rows_kernels().dequantize(reading, 0, 1);
     };
     CrossAttnParams mine = params;
     mine.k = scratch + keys_at;

@@ -17,12 +17,15 @@ struct RowsParams {
   const uint8_t* cache;  // [num_slots, row_bytes] to read
   const int64_t* slots;  // [n] row of the cache for each user, negative for zeros
   void* out;             // [n, tokens, dim] dequantized
+  bool stream;           // the result is too large to be read from the caches: write past them
 };
 
-// scratch: dim rounded up to 16 floats, one per thread
+constexpr int64_t kQuantizeGroups = 8;  // taken at a time
+
 struct CacheRowsKernels {
+  // scratch: 2 * kQuantizeGroups groups of floats, 64-byte aligned, one per thread
   void (*quantize)(const RowsParams&, int64_t begin, int64_t end, float* scratch);
-  void (*dequantize)(const RowsParams&, int64_t begin, int64_t end, float* scratch);
+  void (*dequantize)(const RowsParams&, int64_t begin, int64_t end);
 };
 
 const CacheRowsKernels& cache_rows_kernels();  // the best for this processor, chosen once

@@ -1,27 +1,24 @@
-// The widest instruction set of csrc/cpu that this processor runs.
+// The instruction sets of csrc/cpu, and the one in use.
 #pragma once
 
 namespace vista::cpu {
 
-enum class Isa { kBase, kAvx2, kAvx512 };
+// Each includes those before it. kAmx: AVX-512 and bfloat16 tiles.
+enum class Isa { kBase, kAvx2, kAvx512, kAmx };
 
-inline Isa best_isa() {
-#ifdef VISTA_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
-      __builtin_cpu_supports("avx512vnni"))
-    return Isa::kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return Isa::kAvx2;
-#endif
-  return Isa::kBase;
+// The widest that this processor and system run, or the one that VISTA_CPU_ISA names (base, avx2, avx512, amx). Throws
+// std::runtime_error for another name, and for one that does not run here.
+Isa best_isa();
+
+// One of the tables of function pointers; kernels without tiles of their own use those of AVX-512.
+template <typename Kernels>
+const Kernels& choose(const Kernels& base, const Kernels& avx2, const Kernels& avx512, const Kernels& amx) {
+  static const Isa isa = best_isa();
+  return isa == Isa::kAmx ? amx : (isa == Isa::kAvx512 ? avx512 : (isa == Isa::kAvx2 ? avx2 : base));
 }
-
-// One of three tables of function pointers.
 template <typename Kernels>
 const Kernels& choose(const Kernels& base, const Kernels& avx2, const Kernels& avx512) {
-  static const Isa isa = best_isa();
-  return isa == Isa::kAvx512 ? avx512 : (isa == Isa::kAvx2 ? avx2 : base);
+  return choose(base, avx2, avx512, avx512);
 }
 
 }  // namespace vista::cpu

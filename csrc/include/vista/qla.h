@@ -50,6 +50,8 @@ struct QlaKernels {
                          float* grad_state, int64_t n);
 };
 
+constexpr int64_t kQlaTileRows = 64;  // of a block of the AMX kernels
+
 const QlaKernels& qla_kernels();  // the best for this processor, chosen once
 int64_t qla_scratch_floats(int64_t d, int64_t e);
 
@@ -57,6 +59,7 @@ extern const QlaKernels qla_kernels_base;
 #ifdef VISTA_X86
 extern const QlaKernels qla_kernels_avx2;
 extern const QlaKernels qla_kernels_avx512;
+extern const QlaKernels qla_kernels_amx;
 #endif
 
 }  // namespace vista::cpu
