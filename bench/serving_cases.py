@@ -1,0 +1,84 @@
+"""Cases at the sizes of serving and of lifelong histories: requests of many lengths, a history of a million events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import peers
+from bench.cases import DIM, HEADS, TOKENS, Case, Problem, _float_problem, _rows, differentiable
+from vista_ext import ops
+from vista_ext.reference import cross_attn_by_mask, qla_by_state
+
+
+def request_attn_case(shape: str, counts: Sequence[int], dtype: torch.dtype, backward: bool, **options: Any) -> Case:
+    """Target attention of requests: so many candidates for each user, all on that user's one summary."""
+    rows, users = sum(counts), len(counts)
+
+    def make(device: str) -> Problem:
+        q_offsets = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], device=device)
+        kv_offsets = torch.arange(users + 1, device=device) * TOKENS
+
+        def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return ops.jagged_cross_attn(q, k, v, q_offsets, kv_offsets, max(counts), TOKENS)
+
+        def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            # Request by request: the mask over all pairs would not fit.
+            parts = zip(q.split(list(counts)), k.split(TOKENS), v.split(TOKENS), strict=True)
+            ends = torch.tensor([0, TOKENS])
+            return torch.cat([cross_attn_by_mask(*part, torch.tensor([0, len(part[0])]), ends) for part in parts])
+
+        def foreign() -> Mapping[str, peers.Peer | str]:
+            return {"expanded": peers.Peer(peers.expanded_attn(counts), "the keys as a view: nothing is copied")}
+
+        inputs = _rows(device, dtype, [rows, users * TOKENS, users * TOKENS])
+        return _float_problem(inputs, backward, ours, peers.padded_attn(counts, device), reference, foreign=foreign)
+
+    passes = 1 + 2 * backward  # backward reads all of them again and writes as many gradients
+    return Case(
+        "jagged_cross_attn",
+        shape,
+        dtype,
+        bytes=(2 * rows + 2 * users * TOKENS) * HEADS * DIM * dtype.itemsize * passes,
+        flops=int(rows * HEADS * DIM * TOKENS * 4 * (3.5 if backward else 1)),
+        make=make,
+        backward=backward,
+        items=rows,
+        item="candidate",
+        **options,
+    )
+
+
+def lifelong_case(shape: str, block: int, times: int, dtype: torch.dtype, backward: bool, **options: Any) -> Case:
+    """One history: a block of rows, again and again. Its mean state is the block's, and so are all of its results,
+    which float64 can be asked for."""
+    total = block * times
+
+    def make(device: str) -> Problem:
+        parts = _rows(device, dtype, [block] * 3)
+        inputs = tuple(x.detach().repeat(times, 1, 1).requires_grad_() for x in parts)
+        offsets = torch.tensor([0, total], device=device)
+        run = partial(qla_by_state, seq_offsets=torch.tensor([0, block], device=device))
+
+        def of_block(precision: torch.dtype) -> Sequence[Tensor]:
+            some = [x.detach().to(precision).requires_grad_() for x in parts]
+            return [torch.cat([x.detach()] * 2) for x in differentiable(run, some, backward)]
+
+        return Problem(
+            inputs=inputs,
+            ours=lambda *x: ops.qla(*x, offsets, total),
+            composition=peers.qla_uniform(1, 0),
+            exact=lambda: of_block(torch.float64),
+            reference=lambda: of_block(dtype),
+            values=lambda result: [torch.cat([x.detach()[:block], x.detach()[-block:]]) for x in result],
+            checked=f"first and last {block} rows",
+        )
+
+    moved = total * HEADS * DIM * dtype.itemsize * (4 + 7 * backward)
+    case = Case("qla", shape, dtype, moved, total * HEADS * 4 * DIM * DIM * (3 if backward else 1), make, backward)
+    return replace(case, items=total, item="event", **options)
