@@ -94,6 +94,11 @@ def clock_and_bandwidth() -> tuple[cuda_timing.Clock, float]:
 
 
 @pytest.fixture
+def floors(request: pytest.FixtureRequest) -> Floors:
+    return request.config.stash[FLOORS]
+
+
+@pytest.fixture
 def compare(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """A function that runs one case and keeps its numbers: in the benchmark's `extra_info`, on a GPU as a row."""
     if request.config.getoption("--device") == "cuda":
@@ -104,14 +109,15 @@ def compare(request: pytest.FixtureRequest) -> Callable[[Case], None]:
 
 @pytest.fixture(autouse=True)
 def _kept(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a benchmark leaves in `extra_info` goes to the results."""
+    """What a benchmark leaves in `extra_info`, a row or `rows`, goes to the results."""
     benchmark = None
     if "benchmark" in request.fixturenames or "case" in request.fixturenames:
         benchmark = request.getfixturevalue("benchmark")
     yield
     writer = request.config.stash.get(WRITER, None)
-    if writer is not None and benchmark is not None and benchmark.extra_info:
-        writer.add(benchmark.extra_info, request.config.stash[FLOORS].rows())
+    if writer is not None and benchmark is not None:
+        for row in _rows_of(benchmark):
+            writer.add(row, request.config.stash[FLOORS].rows())
 
 
 def _measure(case: Case, config: pytest.Config, clock: cuda_timing.Clock, bandwidth: float) -> None:
@@ -141,7 +147,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def _measured(config: pytest.Config) -> list[dict[str, Any]]:
     session = getattr(config, "_benchmarksession", None)
-    return [bench.extra_info for bench in session.benchmarks if bench.extra_info] if session else []
+    return [row for bench in session.benchmarks for row in _rows_of(bench)] if session else []
+
+
+def _rows_of(bench: Any) -> list[dict[str, Any]]:
+    return bench.extra_info.get("rows", [bench.extra_info]) if bench.extra_info else []
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -93,15 +93,15 @@ def page(found: Results) -> str:
         _table(("what", "of", "threads", "rate", "the fastest of those tried"), map(_floor_line, found.floors)),
         "## Targets",
         _table(("op", "case", "target", "found", ""), _target_lines(found)),
-        _picture("roofline", "Every case in the machine's roofline"),
-        _picture("ratios", "Ratios to the peers"),
+        _picture("roofline", "Every case in the machine's roofline", found),
+        _picture("ratios", "Ratios to the peers", found),
         "## Cost over the length of a history",
         "Nanoseconds an event, forward and forward with backward; memory is how much larger the process was at its "
         "peak in a call, beside the results that the call returns.",
         _table(
             ("case", "threads", "events", "ns an event", "of the short case", "MB grown", "MB returned"), _costs(found)
         ),
-        _picture("cost_over_n", "Cost over history length"),
+        _picture("cost_over_n", "Cost over history length", found),
         *_serving(found),
         "## Every case",
         "Milliseconds of the fastest round, ours and the peers in turns; spread: how far above it the fastest quarter "
@@ -167,7 +167,7 @@ def _serving(found: Results) -> Iterable[str]:
         )
         heads = "events", "threads", "p50 ms", "p99 ms", "from the events, ms", "factor", "by FLOPs", "requests"
         yield _table(heads, map(_request_line, requests))
-        yield _picture("requests", "A request over history length")
+        yield _picture("requests", "A request over history length", found)
     if jobs:
         yield "## `vista summarize`"
         yield "The whole job: events from disk, summaries of all users quantized into a store on disk."
@@ -250,8 +250,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)}, from {names[0]} to {names[-1]}"
 
 
-def _picture(name: str, text: str) -> str:
-    return f"![{text}](pictures/{name}.svg)"
+def _picture(name: str, text: str, found: Results) -> str:
+    return f"![{text}](pictures/{name}.svg)" if pictures.rows_of(name, found) else ""
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

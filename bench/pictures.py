@@ -12,12 +12,25 @@ OPS = ("qla", "projected_qla", "jagged_cross_attn", "cached_cross_attn", "cache_
 MARKS = "osD^vPX"
 
 
+SHAPES = {"4096 x 20": 20, "8 x 2k-6k": 4096, "1 x 1000000": 1_000_000}  # mean length of the histories of a case
+
+
+def rows_of(name: str, found: Results) -> list[Row]:
+    """What a picture shows; it is not drawn where that is nothing."""
+    if name == "requests":
+        return _most_threads(found.of("request"))
+    rows = _most_threads(found.of(*OPS))
+    if name == "cost_over_n":
+        return [row for row in rows if row["op"] == "qla" and row["shape"] in SHAPES]
+    return [row for row in rows if (row["flops"] if name == "roofline" else "ratio_to_eager" in row)]
+
+
 def draw_all(found: Results, folder: Path) -> list[Path]:
     """Draw every picture that the results have data for; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [draw(found) for draw in (_roofline, _ratios, _cost_over_n, _requests)]
-    names = "roofline", "ratios", "cost_over_n", "requests"
-    return [_save(figure, folder / f"{name}.svg") for name, figure in zip(names, drawn, strict=True) if figure]
+    draw = {"roofline": _roofline, "ratios": _ratios, "cost_over_n": _cost_over_n, "requests": _requests}
+    rows = {name: rows_of(name, found) for name in draw}
+    return [_save(draw[name](rows[name], found), folder / f"{name}.svg") for name in draw if rows[name]]
 
 
 def _figure(width: float = 7, height: float = 4.5) -> tuple[Any, Any]:
@@ -53,11 +66,8 @@ def _rate(found: Results, kind: str, of: str | None = None) -> float:
     )
 
 
-def _roofline(found: Results) -> Any:
-    rows = [row for row in _most_threads(found.of(*OPS)) if row["flops"]]
+def _roofline(rows: list[Row], found: Results) -> Any:
     copies = [floor["per_s"] for floor in _most_threads(found.floors) if floor["kind"] == "copy"]
-    if not rows or not copies:
-        return None
     figure, axis = _figure()
     reach = [row["flops"] / row["bytes"] for row in rows]
     low, high = min(reach) / 2, max(reach) * 2
@@ -81,10 +91,7 @@ def _roofline(found: Results) -> Any:
     return figure
 
 
-def _ratios(found: Results) -> Any:
-    rows = [row for row in _most_threads(found.of(*OPS)) if "ratio_to_eager" in row]
-    if not rows:
-        return None
+def _ratios(rows: list[Row], _: Results) -> Any:
     figure, axis = _figure(7, 0.6 + 0.19 * len(rows))
     for at, row in enumerate(rows):
         axis.barh(at + 0.2, row["ratio_to_eager"], 0.38, color="C0", label=None if at else "eager")
@@ -98,16 +105,12 @@ def _ratios(found: Results) -> Any:
     return figure
 
 
-def _cost_over_n(found: Results) -> Any:
-    shapes = {"4096 x 20": 20, "8 x 2k-6k": 4096, "1 x 1000000": 1_000_000}
-    rows = [row for row in _most_threads(found.of("qla")) if row["shape"] in shapes]
-    if len(rows) < 2:
-        return None
+def _cost_over_n(rows: list[Row], _: Results) -> Any:
     figure, axis = _figure(6, 3.5)
     for dtype in ("float32", "bfloat16"):
         for backward, style in ((False, "o-"), (True, "s--")):
             some = [row for row in rows if (row["dtype"], row["backward"]) == (dtype, backward)]
-            points = sorted((shapes[row["shape"]], row["ns_per_item"]) for row in some)
+            points = sorted((SHAPES[row["shape"]], row["ns_per_item"]) for row in some)
             if points:
                 colour = "C0" if dtype == "float32" else "C1"
                 label = f"{dtype}, forward{' and backward' * backward}"
@@ -118,10 +121,7 @@ def _cost_over_n(found: Results) -> Any:
     return figure
 
 
-def _requests(found: Results) -> Any:
-    rows = _most_threads(found.of("request"))
-    if len(rows) < 2:
-        return None
+def _requests(rows: list[Row], _: Results) -> Any:
     figure, axis = _figure(6, 3.5)
     events = [row["events"] for row in rows]
     axis.plot(events, [row["recompute_ms"] for row in rows], "s-", color="C1", label="from the events")
