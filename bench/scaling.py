@@ -253,10 +253,11 @@ def _cached_text(fleet: Fleet, cpu: Costs, gpu: Costs, row_bytes: int) -> str:
     cached, direct = (plan(replace(fleet, cached=share), cpu, row_bytes).request_units for share in (1.0, 0.0))
     return (
         f"At {fleet.history:,} events and {fleet.requests:,.0f} requests a second caching spares {on_cpu:.1%} of the "
-        f"cores and {on_gpu:.1%} of the GPUs (predicted), refresh included; of the cores that serve, as the paper counts, "
-        f"{1 - cached / direct:.1%}. The paper reports 94 % fewer inference GPUs, by requests a second, of a model with "
-        "other parts, in which both sides share. Refresh costs the same however many requests there are: where fewer "
-        f"than {fleet.users / fleet.cadence:,.0f} a second come, making summaries on demand would be cheaper."
+        f"cores and {on_gpu:.1%} of the GPUs (predicted), refresh included; of the cores that serve, as the paper "
+        f"counts, {1 - cached / direct:.1%}. The paper reports 94 % fewer inference GPUs, by requests a second, of a "
+        "model with other parts, in which both sides share. Refresh costs the same however many requests there are: "
+        f"where fewer than {fleet.users / fleet.cadence:,.0f} a second come, making summaries on demand would be "
+        "cheaper."
     )
 
 
