@@ -10,7 +10,7 @@ On a CUDA device (`--device cuda`) there are other cases (gpu_cases.py) and anot
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from bench.results import Writer
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()  # of a CUDA device
 FLOORS, WRITER = pytest.StashKey[Floors](), pytest.StashKey[Writer | None]()
-FACTS, VERDICT = pytest.StashKey[dict[str, Any]](), pytest.StashKey[str]()
+FACTS = pytest.StashKey[Mapping[str, Any]]()
+VERDICT = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
+        for option in ("results", "compare"):
+            if config.getoption(option) is not None:
+                raise pytest.UsageError(f"--{option}: is for a CPU; --device cuda has --rows")
         return
     path = config.getoption("--results")
     if config.getoption("--resume") and path is None:
@@ -110,12 +114,10 @@ def compare(request: pytest.FixtureRequest) -> Callable[[Case], None]:
 @pytest.fixture(autouse=True)
 def _kept(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a benchmark leaves in `extra_info`, a row or `rows`, goes to the results."""
-    benchmark = None
-    if "benchmark" in request.fixturenames or "case" in request.fixturenames:
-        benchmark = request.getfixturevalue("benchmark")
-    yield
     writer = request.config.stash.get(WRITER, None)
-    if writer is not None and benchmark is not None:
+    benchmark = request.getfixturevalue("benchmark") if writer else None
+    yield
+    if writer is not None:
         for row in _rows_of(benchmark):
             writer.add(row, request.config.stash[FLOORS].rows())
 
@@ -142,7 +144,7 @@ def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     if FACTS in config.stash:
-        machine_info["vista"] = config.stash[FACTS] | {"floors": config.stash[FLOORS].rows()}
+        machine_info["vista"] = {**config.stash[FACTS], "floors": config.stash[FLOORS].rows()}
 
 
 def _measured(config: pytest.Config) -> list[dict[str, Any]]:

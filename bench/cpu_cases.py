@@ -13,6 +13,7 @@ from bench.projected_cases import projected_case
 from bench.row_cases import gather_case, quantize_case, scatter_case
 from bench.serving_cases import lifelong_case, request_attn_case
 from vista_ext.models import VistaConfig
+from vista_ext.ops.cache_rows import Scheme
 
 TARGETS = 16
 # Jagged histories of mean 4,096, candidates included.
@@ -46,7 +47,7 @@ def _qla(dtype: torch.dtype, backward: bool) -> list[Case]:
 
 def _rows() -> list[Case]:
     fp32, bf16 = torch.float32, torch.bfloat16
-    gathers = [("int8", fp32), ("int8", bf16), ("int4", bf16)]
+    gathers: list[tuple[Scheme, torch.dtype]] = [("int8", fp32), ("int8", bf16), ("int4", bf16)]
     found = [
         gather_case(scheme, 512, 8192, dtype, threads=threads, **FBGEMM)
         for threads in (1, None)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _split(copy: Any, target: Tensor, source: Tensor, threads: int) -> float:
 
     def run(repeats: int) -> float:
         begin = time.perf_counter()
-        _at_once([lambda at=at: copy(*at, part, repeats) for at in starts])
+        _at_once([partial(copy, *at, part, repeats) for at in starts])
         return time.perf_counter() - begin
 
     repeats = max(1, int(MIN_SECONDS / (run(1) + 1e-9)))

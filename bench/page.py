@@ -171,8 +171,7 @@ def _serving(found: Results) -> Iterable[str]:
     if jobs:
         yield "## `vista summarize`"
         yield "The whole job: events from disk, summaries of all users quantized into a store on disk."
-        heads = "users", "events", "threads", "seconds", "events/s", "ns an event"
-        yield _table(heads, map(_job_line, jobs))
+        yield _table(("users", "events", "threads", "seconds", "events/s", "ns an event"), map(_job_line, jobs))
 
 
 def _request_line(row: Row) -> Sequence[Any]:
