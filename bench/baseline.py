@@ -132,9 +132,9 @@ def _report(
         yield f"not in the baseline: {', '.join(fresh)}"
 
 
-def update(path: Path, folder: Path = FOLDER) -> Path:
+def update(paths: Sequence[Path], folder: Path = FOLDER) -> Path:
     """Makes results the baseline of their kind of machine; the last row of each case, without the rest."""
-    found = results.read([path])
+    found = results.read(paths)
     file = folder / f"{found.machine['kind']}.json"
     machine = {**found.machine, "commit": " ".join(found.commits)}
     results.write(file, [{"machine": machine, "floors": found.floors, "rows": list(found.rows.values())}])
@@ -143,7 +143,7 @@ def update(path: Path, folder: Path = FOLDER) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.baseline", description=__doc__.split("\n\n")[0])
-    parser.add_argument("results", type=Path, help="of `pytest bench/ --results`")
+    parser.add_argument("results", type=Path, nargs="+", help="of `pytest bench/ --results`; read as one")
     parser.add_argument("--baseline", type=Path, default=FOLDER, help="a file of results, or a folder of them")
     parser.add_argument("--update", action="store_true", help="record instead of comparing")
     chosen = parser.parse_args(arguments)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.update:
             print(f"wrote {update(chosen.results, chosen.baseline)}")
             return 0
-        found = results.read([chosen.results])
+        found = results.read(chosen.results)
         verdict = judge(list(found.rows.values()), found.machine, chosen.baseline)
     except results.ResultsError as error:
         print(f"bench.baseline: {error}", file=sys.stderr)

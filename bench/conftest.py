@@ -144,7 +144,8 @@ def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     if FACTS in config.stash:
-        machine_info["vista"] = {**config.stash[FACTS], "floors": config.stash[FLOORS].rows()}
+        facts = config.stash[FACTS]
+        machine_info["vista"] = {**facts, "floors": config.stash[FLOORS].rows()}
 
 
 def _measured(config: pytest.Config) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def recorded(tmp_path):
     def record(rows, machine=MACHINE):
         path = tmp_path / "results.json"
         results.write(path, [{"machine": machine, "floors": [], "rows": rows}])
-        baseline.update(path, tmp_path / "baselines")
+        baseline.update([path], tmp_path / "baselines")
         return tmp_path / "baselines"
 
     return record
