@@ -145,10 +145,10 @@ def qla_case(
         num_targets = torch.full((len(lengths),), targets, device=device)
         chosen, part, checked = _sequences(lengths)
         some = torch.tensor([0, *torch.tensor([lengths[i] for i in chosen]).cumsum(0).tolist()], device=device)
-        if device == "cpu":
-            peer = peers.qla(lengths, targets, activate_once=backward)
+        if len(set(lengths)) == 1:
+            peer = peers.qla_uniform(len(lengths), targets)
         else:
-            peer = peers.qla_on_gpu(lengths, targets)
+            peer = peers.qla(lengths, targets, activate_once=backward or device != "cpu", device=device)
         return _float_problem(
             _rows(device, dtype, [total] * 3, heads, dim),
             backward,

@@ -24,7 +24,8 @@ from bench.peers import Peer
 from vista_ext.testing import assert_as_good_as
 
 MAX_ROUNDS, MIN_ROUNDS, QUICK_ROUNDS = 25, 5, 2
-MAX_SECONDS = 2.0  # of a case's rounds, unless MIN_ROUNDS take longer
+MAX_SECONDS = 2.0  # of a case's rounds, unless MIN_ROUNDS take longer; if one does,
+SLOW_ROUNDS = 3
 COLD_ROUNDS = 5
 COMPOSITIONS = "eager", "compile"
 
@@ -69,7 +70,8 @@ def measure(case: Case, floors: Floors, *, rounds: int | None = None, by: Rounds
         time_peers()
         ours()
         fitting = int(MAX_SECONDS / (time.perf_counter() - begin))
-        times = by(ours, time_peers, rounds or min(MAX_ROUNDS, max(MIN_ROUNDS, fitting)))
+        least = MIN_ROUNDS if fitting else SLOW_ROUNDS
+        times = by(ours, time_peers, rounds or min(MAX_ROUNDS, max(least, fitting)))
         if not times:
             return {}
         cold = _from_a_cold_allocator({"ours": ours, **runs}) if case.cold else {}

@@ -93,13 +93,6 @@ def unfused_qla(offsets: Tensor, longest: int, heads: int, eps: float) -> Mappin
     return {"unfused": Peer(run, "torch's norm and projections, then the op qla")}
 
 
-def qla_on_gpu(lengths: Sequence[int], targets: int) -> Callable[..., Tensor]:
-    """The batched form where lengths are equal, else the loop over sequences."""
-    if len(set(lengths)) == 1:
-        return qla_uniform(len(lengths), targets)
-    return qla(lengths, targets, activate_once=True, device="cuda")
-
-
 def qla_state(batch: int) -> Callable[..., Tensor]:
     """States of sequences of one length, in the rows' own dtype."""
 
