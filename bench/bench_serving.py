@@ -41,6 +41,7 @@ def _on_a_cpu(request: pytest.FixtureRequest) -> None:
         pytest.skip("the store is read by the CPU")
 
 
+@pytest.mark.op("request")
 @torch.no_grad()
 def bench_request(benchmark: Any, floors: Floors, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     quick = request.config.getoption("--quick")
@@ -112,6 +113,7 @@ def bench_request(benchmark: Any, floors: Floors, request: pytest.FixtureRequest
         )
 
 
+@pytest.mark.op("summarize_job")
 @torch.no_grad()
 def bench_summarize_job(benchmark: Any, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     quick = request.config.getoption("--quick")

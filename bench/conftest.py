@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.addinivalue_line("markers", "op(name): the op of the rows that a benchmark without a `case` leaves")
     if config.getoption("--device") == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
@@ -77,6 +78,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             done |= {key[:2] for key in writer.measured()} if writer else set()
         chosen = [case for case in chosen if (case.op, case.id) not in done]
         metafunc.parametrize("case", chosen, ids=[f"{case.op}-{case.id}" for case in chosen])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --resume: benchmarks without a `case` name the op of their rows by a marker."""
+    if not config.getoption("--resume"):
+        return
+    writer = config.stash[WRITER]
+    measured = {op for op, _, _ in writer.measured()} if writer else set()
+    done = [item for item in items if (mark := item.get_closest_marker("op")) and mark.args[0] in measured]
+    config.hook.pytest_deselected(items=done)
+    items[:] = [item for item in items if item not in done]
 
 
 def _cases_in(path: Path | None) -> set[tuple[str, str]]:

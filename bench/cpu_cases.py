@@ -38,7 +38,8 @@ def _qla(dtype: torch.dtype, backward: bool) -> list[Case]:
     # float32 forward and backward of a million events: ours keeps 8 GB of inputs, results and gradients.
     lifelong = NO_ROOM if backward and dtype == torch.float32 else LONG
     return [
-        *[qla_case("8 x 2k-6k", HISTORIES, TARGETS, dtype, backward, threads=threads) for threads in (1, None)],
+        qla_case("8 x 2k-6k", HISTORIES, TARGETS, dtype, backward, threads=1),
+        qla_case("8 x 2k-6k", HISTORIES, TARGETS, dtype, backward, cold=True),
         *of_dims,
         qla_case("4096 x 20", [20] * 4096, 4, dtype, backward),
         lifelong_case("1 x 1000000", 15_625, 64, dtype, backward, **lifelong),

@@ -92,7 +92,7 @@ def page(found: Results) -> str:
         "operand once, or of its FLOPs, whichever takes longer.",
         _table(("what", "of", "threads", "rate", "the fastest of those tried"), map(_floor_line, found.floors)),
         "## Targets",
-        _table(("op", "case", "target", "found", ""), _target_lines(found)),
+        _table(("op", "case", "target", "found", ""), [*_target_lines(found), *_derived_lines(found)]),
         _picture("roofline", "Every case in the machine's roofline", found),
         _picture("ratios", "Ratios to the peers", found),
         "## Cost over the length of a history",
@@ -144,12 +144,45 @@ def _target_lines(found: Results) -> Iterable[Sequence[Any]]:
             yield target.op, name, target.text, "-" if value is None else f"{value:.2f}", verdict
 
 
-def _costs(found: Results) -> Iterable[Sequence[Any]]:
+def _derived_lines(found: Results) -> Iterable[Sequence[Any]]:
+    """Targets that compare rows with each other."""
+
+    def line(op: str, case: str, text: str, value: float, met: bool) -> Sequence[Any]:
+        return op, case, text, f"{value:.2f}", "met" if met else "NOT MET"
+
+    for row, relative in _relative_costs(found):
+        if row["shape"].startswith("1 x") and relative is not None:
+            name = f"{row['case']}, {row['threads']} t"
+            yield line("qla", name, "an event costs at most 1.2 x the short case's", relative, relative <= 1.2)
+    requests, jobs = found.of("request"), found.of("summarize_job")
+    if requests:
+        times = [row["ours_ms"] for row in requests]
+        apart, noise = max(times) / min(times), max(row["ours_spread"] for row in requests)
+        text = f"p50 of all lengths within noise ({noise:.0%}) of each other, or 10 %"
+        yield line("request", "every length", text, apart, apart <= 1 + max(noise, 0.1))
+    if jobs:
+        costs = [row["ns_per_item"] for row in jobs]
+        yield line(
+            "summarize_job",
+            "every size",
+            "an event costs the same, within 20 %",
+            max(costs) / min(costs),
+            max(costs) <= 1.2 * min(costs),
+        )
+
+
+def _relative_costs(found: Results) -> Iterable[tuple[Row, float | None]]:
+    """Rows of histories of several lengths, and what an event costs relative to the short case."""
     rows = [row for row in found.of("qla") if row.get("items") and " h" not in row["shape"]]
     short = {(row["dtype"], row["backward"], row["threads"]): row for row in rows if row["shape"] == D2}
     for row in rows:
         other = short.get((row["dtype"], row["backward"], row["threads"]))
-        relative = f"{row['ns_per_item'] / other['ns_per_item']:.2f}" if other else "-"
+        yield row, row["ns_per_item"] / other["ns_per_item"] if other else None
+
+
+def _costs(found: Results) -> Iterable[Sequence[Any]]:
+    for row, cost in _relative_costs(found):
+        relative = "-" if cost is None else f"{cost:.2f}"
         grown = row.get("grown_bytes")
         memory = "-" if grown is None else f"{grown / 1e6:,.0f}"
         returned = f"{row['result_bytes'] / 1e6:,.0f}"

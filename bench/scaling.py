@@ -289,11 +289,11 @@ def _service(found: Results) -> list[float]:
 
 
 def _queue_text(found: Results) -> str:
-    service = _service(found)
+    service, threads = _service(found), max(row["threads"] for row in found.of("request"))
     return (
         f"Requests arrive at random and take the first free server (one that computes one request at a time); service "
         f"times are drawn between the measured p50 and p99, mean {sum(service) / len(service):.1f} ms on "
-        f"{found.machine['threads']} threads. Milliseconds, simulated, 40,000 requests each: many servers behind one "
+        f"{threads} threads. Milliseconds, simulated, 40,000 requests each: many servers behind one "
         "queue carry far more before p99 grows."
     )
 

@@ -186,6 +186,9 @@ def test_the_results_page_and_its_pictures_are_made_of_the_rows(found, tmp_path,
     assert "| compile | left out / here | qla 8 x 2k-6k" in text
     assert "| 1,000,000 | 2 | 20.0 | 30.0 | 10,023.0 | 501.0 | 2.0 | 9 |" in text
     assert "| 9 | 27 | 2 | 0.01 | 3,000 | 1 |" in text
+    assert (
+        "| request | every length | p50 of all lengths within noise (0%) of each other, or 10 % | 1.00 | met |" in text
+    )
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     capsys.readouterr()
