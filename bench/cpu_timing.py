@@ -1,7 +1,8 @@
 """Times a case on the CPU: what a row of the results says. Its sibling for a GPU is cuda_timing.py.
 
-Ours and the peers take turns, so that a noisy machine disturbs all alike; a time is the fastest of the rounds, and its
-spread says how far above it the fastest quarter ended. Nothing is timed before it was compared with float64.
+Ours, the peers and the floor take turns, so that a noisy machine disturbs all alike; a time is the fastest of the
+rounds, and its spread says how far above it the fastest quarter ended. Nothing is timed before it was compared with
+float64.
 """
 
 from __future__ import annotations
@@ -61,8 +62,10 @@ def measure(case: Case, floors: Floors, *, rounds: int | None = None, by: Rounds
         with torch._inductor.config.patch({"cpp.threads": threads}):
             memory = _verify(problem, {"ours": ours, **{name: runs[name] for name in COMPOSITIONS if name in runs}})
         peers: dict[str, list[float]] = {name: [] for name in runs}
+        probe = floors.probe(case.bytes, case.dtype, threads)
 
         def time_peers() -> None:
+            probe.run()
             for name, run in runs.items():
                 peers[name].append(_seconds(run))
 
@@ -75,7 +78,7 @@ def measure(case: Case, floors: Floors, *, rounds: int | None = None, by: Rounds
         if not times:
             return {}
         cold = _from_a_cold_allocator({"ours": ours, **runs}) if case.cold else {}
-    fastest, floor = min(times), floors.seconds(case.bytes, case.flops, case.dtype, threads)
+    fastest, floor = min(times), probe.seconds(case.flops)
     row: dict[str, Any] = {
         "op": case.op,
         "case": case.id,

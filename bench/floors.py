@@ -1,9 +1,9 @@
 """What no implementation undercuts on this machine: the time of a copy of as many bytes, or of as many FLOPs.
 
-Both are measured in the run that they are used in, for each number of threads. The copy is the fastest of torch's, a
-plain one and one with non-temporal stores, of as many bytes as the case moves (rounded to a step), for what a small
-case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype and multiply-adds out of
-registers.
+Both are measured in turns with the case that they are the floor of, so that a noisy machine disturbs all alike. The
+copy is the fastest of torch's, a plain one and one with non-temporal stores, of as many bytes as the case moves (rounded
+to a step), for what a small case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype
+and multiply-adds out of registers.
 """
 
 from __future__ import annotations
@@ -14,84 +14,95 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 STEP, SMALLEST, LARGEST = 4, 1 << 20, 1 << 30  # bytes read and written by the copies that are measured
-ROUNDS, MIN_SECONDS = 7, 0.01  # of each measurement; of one round
-PRODUCT = 2048  # rows and columns of the matrix products
+MIN_SECONDS = 0.005  # of a copy or product in a round; a shorter one is repeated
+PRODUCT = 1024  # rows and columns of the matrix products
+ROUNDS = 1_000_000  # of the multiply-adds
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c++")
+Key = tuple[str, int, str]  # kind, threads, of what
 
 
 class Floors:
-    """Rates of this machine, measured when first asked for."""
+    """Rates of this machine: the best of each kind that any probe saw."""
 
     def __init__(self) -> None:
-        self._native: ctypes.CDLL | None
-        self._native, self.without = _compile()
-        self._rates: dict[tuple[str, int, str], tuple[float, str]] = {}
+        self.native: ctypes.CDLL | None
+        self.native, self.without = _compile()
+        self._best: dict[Key, tuple[float, str]] = {}
 
-    def seconds(self, moved: int, flops: int, dtype: torch.dtype, threads: int) -> float:
-        """Of work that moves so many bytes, each operand once, and computes so many FLOPs."""
-        return max(moved / self.copy(moved, threads), flops / self.peak(dtype, threads) if flops else 0.0)
+    def probe(self, moved: int, dtype: torch.dtype, threads: int) -> Probe:
+        """For a case that moves so many bytes and computes in this dtype, on so many threads, which torch uses now."""
+        return Probe(self, moved, dtype, threads)
 
-    def copy(self, moved: int, threads: int) -> float:
-        """Bytes per second, read and written, of a copy that moves about so many."""
-        steps = round(math.log(max(moved, 1) / SMALLEST, STEP))
-        size = min(LARGEST, max(SMALLEST, SMALLEST * STEP**steps))
-        return self._rate("copy", threads, f"{size >> 20} MiB", lambda: self._copies(size, threads))
-
-    def peak(self, dtype: torch.dtype, threads: int) -> float:
-        """FLOP per second of products of this dtype; of float32 for what has none."""
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            dtype = torch.float32
-        name = str(dtype).removeprefix("torch.")
-        return self._rate("products", threads, name, lambda: self._products(dtype, threads))
+    def saw(self, key: Key, rate: float, by: str) -> None:
+        if rate > self._best.get(key, (0.0, ""))[0]:
+            self._best[key] = rate, by
 
     def rows(self) -> list[dict[str, Any]]:
         """What was measured so far."""
         return [
             {"kind": kind, "threads": threads, "of": of, "per_s": rate, "by": by}
-            for (kind, threads, of), (rate, by) in sorted(self._rates.items())
+            for (kind, threads, of), (rate, by) in sorted(self._best.items())
         ]
 
-    def _rate(self, kind: str, threads: int, of: str, measure: Callable[[], dict[str, float]]) -> float:
-        key = kind, threads, of
-        if key not in self._rates:
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            try:
-                found = measure()
-            finally:
-                torch.set_num_threads(before)
-            by = max(found, key=lambda name: found[name])
-            self._rates[key] = found[by], by
-        return self._rates[key][0]
 
-    def _copies(self, size: int, threads: int) -> dict[str, float]:
-        source = torch.ones(size // 2, dtype=torch.uint8)
+class Probe:
+    """A copy and products, measured as often as it is run."""
+
+    def __init__(self, floors: Floors, moved: int, dtype: torch.dtype, threads: int) -> None:
+        steps = round(math.log(max(moved, 1) / SMALLEST, STEP))
+        self._size = min(LARGEST, max(SMALLEST, SMALLEST * STEP**steps))
+        # Of what has no products of its own, float32's.
+        products = dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+        self._floors, self._moved, self._threads = floors, moved, threads
+        self._copy: Key = "copy", threads, f"{self._size >> 20} MiB"
+        self._product: Key = "products", threads, str(products).removeprefix("torch.")
+        self._calls = [*self._copies(), *self._products(products)]
+        self._repeats = [max(1, int(MIN_SECONDS / _seconds(call, 1))) for _, _, _, call in self._calls]
+        self._rates = {"copy": 0.0, "products": 0.0}
+
+    def run(self) -> None:
+        for (key, by, work, call), repeats in zip(self._calls, self._repeats, strict=True):
+            rate = work * repeats / _seconds(call, repeats)
+            self._rates[key[0]] = max(self._rates[key[0]], rate)
+            self._floors.saw(key, rate, by)
+
+    def seconds(self, flops: int) -> float:
+        """The floor of the case, if it computes so much, by the best of the runs; one at least must have been."""
+        return max(self._moved / self._rates["copy"], flops / self._rates["products"])
+
+    def _copies(self) -> Iterator[tuple[Key, str, int, Callable[[int], object]]]:
+        source = torch.ones(self._size // 2, dtype=torch.uint8)
         target = torch.zeros_like(source)
-        found = {"torch": size / _best(lambda: target.copy_(source))}
-        if self._native is not None:
-            for name in ("copy_past_caches", "copy_through_caches"):
-                found[name] = size * _split(getattr(self._native, name), target, source, threads)
-        return found
+        yield self._copy, "torch", self._size, _repeated(lambda: target.copy_(source))
+        part = len(source) // self._threads // 64 * 64
+        starts = [(target.data_ptr() + i * part, source.data_ptr() + i * part) for i in range(self._threads)]
+        for name in ("copy_past_caches", "copy_through_caches") if self._floors.native else ():
+            copy = getattr(self._floors.native, name)
 
-    def _products(self, dtype: torch.dtype, threads: int) -> dict[str, float]:
+            def run(repeats: int, copy: Any = copy, kept: object = (source, target)) -> None:
+                _at_once([partial(copy, *start, part, repeats) for start in starts])
+
+            yield self._copy, name, self._size, run
+
+    def _products(self, dtype: torch.dtype) -> Iterator[tuple[Key, str, int, Callable[[int], object]]]:
         a, b = (torch.randn(PRODUCT, PRODUCT).to(dtype) for _ in range(2))
-        found = {"torch's product": 2 * PRODUCT**3 / _best(lambda: a @ b)}
-        if self._native is not None:
-            rounds = 4_000_000
-            run, flops = self._native.multiply_add, rounds * self._native.flops_of_a_round()
-            seconds = _best(lambda: _at_once([lambda: run(1.0, rounds)] * threads))
-            found["multiply-adds"] = threads * flops / seconds
-        return found
+        yield self._product, "torch's product", 2 * PRODUCT**3, _repeated(lambda: a @ b)
+        native = self._floors.native
+        if native is not None:
+
+            def run(repeats: int) -> None:
+                _at_once([partial(native.multiply_add, 1.0, ROUNDS * repeats)] * self._threads)
+
+            yield self._product, "multiply-adds", self._threads * ROUNDS * native.flops_of_a_round(), run
 
 
 def _compile() -> tuple[ctypes.CDLL | None, str]:
@@ -113,33 +124,18 @@ def _compile() -> tuple[ctypes.CDLL | None, str]:
     return native, ""
 
 
-def _best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest call, after one that does not count."""
-    run()
+def _seconds(call: Callable[[int], object], repeats: int) -> float:
     begin = time.perf_counter()
-    run()
-    calls = max(1, int(MIN_SECONDS / (time.perf_counter() - begin + 1e-9)))
-    best = math.inf
-    for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        for _ in range(calls):
-            run()
-        best = min(best, (time.perf_counter() - begin) / calls)
-    return best
+    call(repeats)
+    return time.perf_counter() - begin
 
 
-def _split(copy: Any, target: Tensor, source: Tensor, threads: int) -> float:
-    """Copies per second, each thread a part; repeated within the call, so that starting threads takes no part."""
-    part = len(source) // threads // 64 * 64
-    starts = [(target.data_ptr() + i * part, source.data_ptr() + i * part) for i in range(threads)]
+def _repeated(call: Callable[[], object]) -> Callable[[int], object]:
+    def run(repeats: int) -> None:
+        for _ in range(repeats):
+            call()
 
-    def run(repeats: int) -> float:
-        begin = time.perf_counter()
-        _at_once([partial(copy, *at, part, repeats) for at in starts])
-        return time.perf_counter() - begin
-
-    repeats = max(1, int(MIN_SECONDS / (run(1) + 1e-9)))
-    return repeats / min(run(repeats) for _ in range(ROUNDS))
+    return run
 
 
 def _at_once(calls: list[Callable[[], object]]) -> None:

@@ -87,7 +87,8 @@ def test_the_command_records_and_compares(tmp_path, capsys):
 def test_a_kernel_that_is_slowed_down_on_purpose_fails_and_itself_passes(monkeypatch, recorded):
     # The time that this thread computes, not that of the clock: tests share the machine.
     monkeypatch.setattr(cpu_timing, "time", SimpleNamespace(perf_counter=time.thread_time))
-    floors = SimpleNamespace(seconds=lambda *_: 1e-3)
+    probe = SimpleNamespace(run=lambda: None, seconds=lambda flops: 1e-3)
+    floors = SimpleNamespace(probe=lambda *_: probe)
     case = qla_case("3 x 300", [300] * 3, 4, torch.float32, True, threads=1, peers=("eager",))
 
     def measure(case):

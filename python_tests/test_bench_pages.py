@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 class OneMs:
     """Floors of a machine that takes a millisecond for everything."""
 
-    def seconds(self, *_):
+    def probe(self, *_):
+        return self
+
+    def run(self):
+        pass
+
+    def seconds(self, flops):
         return 1e-3
 
 
@@ -115,18 +121,21 @@ def test_memory_of_a_call_is_what_the_process_grew_by():
 
 def test_floors_are_rates_of_this_machine(monkeypatch):
     monkeypatch.setattr(floors, "PRODUCT", 64)
-    monkeypatch.setattr(floors, "ROUNDS", 2)
+    monkeypatch.setattr(floors, "ROUNDS", 100)
     found = floors.Floors()
     assert not found.without, "the compiler that builds the package builds this"
     source, target = torch.randint(256, (1 << 16,), dtype=torch.uint8), torch.zeros(1 << 16, dtype=torch.uint8)
     for name in ("copy_past_caches", "copy_through_caches"):
-        getattr(found._native, name)(target.data_ptr(), source.data_ptr(), len(source), 2)
+        getattr(found.native, name)(target.data_ptr(), source.data_ptr(), len(source), 2)
         assert torch.equal(source, target)
         target.zero_()
-    by_bytes, by_flops = found.seconds(1 << 20, 0, torch.uint8, 1), found.seconds(1, 10**12, torch.float32, 1)
-    assert by_bytes == pytest.approx((1 << 20) / found.copy(1 << 20, 1))
-    assert by_flops == pytest.approx(10**12 / found.peak(torch.float32, 1))
-    assert {(row["kind"], row["of"]) for row in found.rows()} == {("copy", "1 MiB"), ("products", "float32")}
+    probe = found.probe(1_500_000, torch.uint8, 1)
+    for _ in range(3):
+        probe.run()
+    rates = {(row["kind"], row["of"]): row["per_s"] for row in found.rows()}
+    assert set(rates) == {("copy", "1 MiB"), ("products", "float32")}
+    assert probe.seconds(0) == pytest.approx(1_500_000 / rates["copy", "1 MiB"])
+    assert probe.seconds(10**12) == pytest.approx(10**12 / rates["products", "float32"])
 
 
 def test_facts_name_the_kind_of_machine():
