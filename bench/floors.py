@@ -1,9 +1,9 @@
 """What no implementation undercuts on this machine: the time of a copy of as many bytes, or of as many FLOPs.
 
 Both are measured in turns with the case that they are the floor of, so that a noisy machine disturbs all alike. The
-copy is the fastest of torch's, a plain one and one with non-temporal stores, of as many bytes as the case moves (rounded
-to a step), for what a small case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype
-and multiply-adds out of registers.
+copy is the fastest of torch's, a plain one and one with non-temporal stores, of as many bytes as the case moves, rounded
+to a step: what a small case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype and
+multiply-adds out of registers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 STEP, SMALLEST, LARGEST = 4, 1 << 20, 1 << 30  # bytes read and written by the copies that are measured
-MIN_SECONDS = 0.005  # of a copy or product in a round; a shorter one is repeated
+MIN_SECONDS = 0.002  # of a copy or product in a round; a shorter one is repeated
 PRODUCT = 1024  # rows and columns of the matrix products
 ROUNDS = 1_000_000  # of the multiply-adds
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c++")
@@ -66,7 +66,7 @@ class Probe:
         self._copy: Key = "copy", threads, f"{self._size >> 20} MiB"
         self._product: Key = "products", threads, str(products).removeprefix("torch.")
         self._calls = [*self._copies(), *self._products(products)]
-        self._repeats = [max(1, int(MIN_SECONDS / _seconds(call, 1))) for _, _, _, call in self._calls]
+        self._repeats = [_repeats(call) for _, _, _, call in self._calls]
         self._rates = {"copy": 0.0, "products": 0.0}
 
     def run(self) -> None:
@@ -128,6 +128,13 @@ def _seconds(call: Callable[[int], object], repeats: int) -> float:
     begin = time.perf_counter()
     call(repeats)
     return time.perf_counter() - begin
+
+
+def _repeats(call: Callable[[int], object]) -> int:
+    """How often a call is repeated in a round: so often that starting threads takes no part."""
+    few = 4
+    call(1)
+    return max(1, int(few * MIN_SECONDS / _seconds(call, few)))
 
 
 def _repeated(call: Callable[[], object]) -> Callable[[int], object]:
