@@ -1,8 +1,8 @@
 """What no implementation undercuts on this machine: the time of a copy of as many bytes, or of as many FLOPs.
 
 Both are measured in turns with the case that they are the floor of, so that a noisy machine disturbs all alike. The
-copy is the fastest of torch's, a plain one and one with non-temporal stores, of as many bytes as the case moves, rounded
-to a step: what a small case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype and
+copy is the fastest of torch's, a plain one and one with non-temporal stores, of about as many bytes as the case moves:
+what a small case moves lies in the caches. FLOPs are the faster of torch's product in the case's dtype and
 multiply-adds out of registers.
 """
 

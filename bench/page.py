@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import pictures, results
+from bench.markdown import remarks, table
 from bench.results import Results, Row
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -86,19 +87,19 @@ def page(found: Results) -> str:
         "[scaling.md](scaling.md) reckons from these numbers to a billion users, [CONTRIBUTING.md](../CONTRIBUTING.md) "
         "says how to make them anew.",
         "## The machine",
-        _table(("fact", ""), _facts(found)),
+        table(("fact", ""), _facts(found)),
         "## Floors",
         "What this machine did at best in the same run. A case's floor is the time of a copy of as many bytes, each "
         "operand once, or of its FLOPs, whichever takes longer.",
-        _table(("what", "of", "threads", "rate", "the fastest of those tried"), map(_floor_line, found.floors)),
+        table(("what", "of", "threads", "rate", "the fastest of those tried"), map(_floor_line, found.floors)),
         "## Targets",
-        _table(("op", "case", "target", "found", ""), [*_target_lines(found), *_derived_lines(found)]),
+        table(("op", "case", "target", "found", ""), [*_target_lines(found), *_derived_lines(found)]),
         _picture("roofline", "Every case in the machine's roofline", found),
         _picture("ratios", "Ratios to the peers", found),
         "## Cost over the length of a history",
         "Nanoseconds an event, forward and forward with backward; memory is how much larger the process was at its "
         "peak in a call, beside the results that the call returns.",
-        _table(
+        table(
             ("case", "threads", "events", "ns an event", "of the short case", "MB grown", "MB returned"), _costs(found)
         ),
         _picture("cost_over_n", "Cost over history length", found),
@@ -108,7 +109,7 @@ def page(found: Results) -> str:
         "of the rounds ended. A peer's number is its time over ours: above 1, ours is faster. Cold: from an allocator "
         "that holds no memory, ours, and the peers' ratios again.",
         *_cases(found),
-        *_remarks(found),
+        *remarks(found.rows.values()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -199,12 +200,12 @@ def _serving(found: Results) -> Iterable[str]:
             "factor that the FLOPs of the two predict."
         )
         heads = "events", "threads", "p50 ms", "p99 ms", "from the events, ms", "factor", "by FLOPs", "requests"
-        yield _table(heads, map(_request_line, requests))
+        yield table(heads, map(_request_line, requests))
         yield _picture("requests", "A request over history length", found)
     if jobs:
         yield "## `vista summarize`"
         yield "The whole job: events from disk, summaries of all users quantized into a store on disk."
-        yield _table(("users", "events", "threads", "seconds", "events/s", "ns an event"), map(_job_line, jobs))
+        yield table(("users", "events", "threads", "seconds", "events/s", "ns an event"), map(_job_line, jobs))
 
 
 def _request_line(row: Row) -> Sequence[Any]:
@@ -250,7 +251,7 @@ def _cases(found: Results) -> Iterable[str]:
             *["cold"] * bool(cold),
         ]
         yield f"### {TITLES.get(op, op)}"
-        yield _table(heads, [_case_line(row, names, cold) for row in rows])
+        yield table(heads, [_case_line(row, names, cold) for row in rows])
 
 
 def _case_line(row: Row, names: Sequence[str], cold: Sequence[str]) -> Sequence[Any]:
@@ -267,30 +268,8 @@ def _case_line(row: Row, names: Sequence[str], cold: Sequence[str]) -> Sequence[
     return line
 
 
-def _remarks(found: Results) -> Iterable[str]:
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in found.rows.values():
-        for name, text in [*row.get("notes", {}).items(), *row.get("missing", {}).items()]:
-            reasons.setdefault((name, text), []).append(f"{row['op']} {row['case']}")
-    if reasons:
-        yield "## Peers: what differs, or why there is no number"
-        lines = [(name, text, _some(where)) for (name, text), where in sorted(reasons.items())]
-        yield _table(("peer", "remark", "cases"), lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)}, from {names[0]} to {names[-1]}"
-
-
 def _picture(name: str, text: str, found: Results) -> str:
     return f"![{text}](pictures/{name}.svg)" if pictures.rows_of(name, found) else ""
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
-
-    return "\n".join([line(head), line("---" for _ in head), *map(line, lines)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import costs, results
-from bench.page import DOCS, _table
+from bench.markdown import table
+from bench.page import DOCS
 from bench.results import Results
 from vista_ext import _C
 from vista_ext.models import PRESETS, VistaConfig
@@ -181,29 +182,29 @@ def page(found: Results, fleet: Fleet | None = None) -> str:
         "Costs of a core are measured ([benchmarks.md](benchmarks.md)); **those of a GPU are predictions** that no GPU "
         "has confirmed ([kernels_layer.md](kernels_layer.md)). The rest is arithmetic on the assumptions below.",
         "## Assumed",
-        _table(("assumption", ""), _assumptions(fleet)),
+        table(("assumption", ""), _assumptions(fleet)),
         f"Model: the production preset, {config.num_seeds} seeds x {config.dim}, {config.summary_layers} + "
         f"{config.target_layers} layers. {fleet.users:,} users are {values / 1e12:.1f} trillion stored values.",
         "## Costs",
-        _table(("", "one core, float32, measured", PREDICTED), _cost_lines(cpu, gpu, fleet)),
+        table(("", "one core, float32, measured", PREDICTED), _cost_lines(cpu, gpu, fleet)),
         f"Measured on {found.machine['cpu']} ({found.machine['isa']}), commit {', '.join(found.commits)}; core-seconds "
         "are the time of a run times its threads. The predictions are of batches of 512 users.",
         "## Stored and moved",
-        _table((*STORAGE[:3], f"TB, {fleet.replicas} copies", *STORAGE[3:]), _storage_lines(fleet, cpu, rows)),
+        table((*STORAGE[:3], f"TB, {fleet.replicas} copies", *STORAGE[3:]), _storage_lines(fleet, cpu, rows)),
         "A request reads one user's row, however many candidates it has.",
         "## Computed",
-        _table(("", "cores, measured", "machines of cores", "H100, **predicted**"), _compute(fleet, cpu, gpu, rows)),
+        table(("", "cores, measured", "machines of cores", "H100, **predicted**"), _compute(fleet, cpu, gpu, rows)),
         _cached_text(fleet, cpu, gpu, rows["int8"]),
         "## With and without caching, over the length of a history",
         "Requests a second of one core, and of one GPU (**predicted**). Saved: of all compute, refresh included.",
-        _table(HISTORY, _by_history(fleet, cpu, gpu, rows["int8"])),
+        table(HISTORY, _by_history(fleet, cpu, gpu, rows["int8"])),
         "## Misses",
-        _table(("requests without a summary", "cores for requests", "of those with none"), _misses(fleet, cpu, rows)),
+        table(("requests without a summary", "cores for requests", "of those with none"), _misses(fleet, cpu, rows)),
         "Who has no summary pays for stage 1 in the request. A policy that scores such a request from the newest "
         "events only, or without a history, does not ([stores.md](stores.md)).",
         "## Waiting",
         _queue_text(found),
-        _table(("servers", "utilization", "p50", "p99", "mean wait"), _queue_lines(found)),
+        table(("servers", "utilization", "p50", "p99", "mean wait"), _queue_lines(found)),
     ]
     return "\n\n".join(parts) + "\n"
 
