@@ -291,10 +291,9 @@ def _service(found: Results) -> list[float]:
 def _queue_text(found: Results) -> str:
     service, threads = _service(found), max(row["threads"] for row in found.of("request"))
     return (
-        f"Requests arrive at random and take the first free server (one that computes one request at a time); service "
-        f"times are drawn from the measured ones, mean {sum(service) / len(service):.1f} ms on "
-        f"{threads} threads. Milliseconds, simulated, 40,000 requests each: many servers behind one "
-        "queue carry far more before p99 grows."
+        "Requests arrive at random and take the first free server (one that computes one request at a time); service "
+        f"times are drawn from the measured ones, mean {statistics.mean(service):.1f} ms on {threads} threads. "
+        "Milliseconds, simulated, 40,000 requests each: many servers behind one queue carry far more before p99 grows."
     )
 
 
