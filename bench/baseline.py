@@ -24,6 +24,7 @@ from bench.results import Row, key_of
 FOLDER = Path(__file__).with_name("baselines")
 LIMIT = 0.15  # of a ratio, lost
 MAX_NOISE = 0.35  # a row noisier than that can tell nothing
+MAX_OTHERS = 0.25  # cores kept busy by others while a row was timed: more, and it can tell nothing either
 PEERS = ("eager", "compile")
 
 
@@ -41,10 +42,15 @@ class Change:
     name: str
     losses: Mapping[str, float]
     noise: float
+    others: float = 0.0  # cores busy elsewhere, while either row was timed
 
     @property
     def allowed(self) -> float:
         return (1 + self.noise) / (1 - LIMIT)
+
+    @property
+    def quiet(self) -> bool:
+        return self.noise <= MAX_NOISE and self.others <= MAX_OTHERS
 
     @property
     def lost(self) -> bool:
@@ -56,7 +62,7 @@ class Change:
 
     def __str__(self) -> str:
         listed = ", ".join(f"to {name} x{1 / loss:.2f}" for name, loss in self.losses.items())
-        return f"{self.name}: ratio {listed} of the baseline's (noise {self.noise:.0%})"
+        return f"{self.name}: ratio {listed} of the baseline's (noise {self.noise:.0%}, others {self.others:.1f})"
 
 
 def compare(new: Row, old: Row) -> Change | None:
@@ -71,7 +77,8 @@ def compare(new: Row, old: Row) -> Change | None:
         if ratio in new and ratio in old:
             losses[peer] = old[ratio] / new[ratio]
             noise = max(noise, mine + _square(new, peer) + _square(old, peer))
-    return Change(f"{new['op']} {new['case']}", losses, math.sqrt(noise)) if losses else None
+    others = max(row.get("others") or 0.0 for row in (new, old))
+    return Change(f"{new['op']} {new['case']}", losses, math.sqrt(noise), others) if losses else None
 
 
 def _square(row: Row, who: str) -> float:
@@ -105,7 +112,7 @@ def judge(rows: Sequence[Row], machine: Mapping[str, Any], path: Path = FOLDER) 
         if key_of(row) in old.rows and (change := compare(row, old.rows[key_of(row)])) is not None
     ]
     fresh = [f"{row['op']} {row['case']}" for row in rows if key_of(row) not in old.rows]
-    judged = [change for change in changes if change.noise <= MAX_NOISE]
+    judged = [change for change in changes if change.quiet]
     lost = [change for change in judged if change.lost]
     lines = list(_report(old, changes, judged, lost, fresh, machine))
     if rows and not judged:
@@ -127,7 +134,7 @@ def _report(
         yield f"torch was {old.machine['torch']} there, is {machine['torch']} here: its peers may have changed"
     yield from (f"LOST      {change}" for change in lost)
     yield from (f"one-sided {change}" for change in judged if change.one_sided)
-    yield from (f"too noisy {change}" for change in changes if change.noise > MAX_NOISE)
+    yield from (f"too noisy {change}" for change in changes if not change.quiet)
     if fresh:
         yield f"not in the baseline: {', '.join(fresh)}"
 

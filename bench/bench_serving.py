@@ -19,6 +19,7 @@ from bench import costs
 from bench.cpu_cases import SMALL
 from bench.cpu_timing import spread
 from bench.floors import Floors
+from bench.machine import Neighbours
 from bench.model_cases import PRODUCTION, SCHEMA, make_request
 from vista_ext import ops
 from vista_ext.data.dataset import EventDataset
@@ -86,8 +87,9 @@ def bench_request(benchmark: Any, floors: Floors, request: pytest.FixtureRequest
                 ask(user)
                 seconds.append(time.perf_counter() - begin)
 
-        benchmark.group = "request"
+        benchmark.group, neighbours = "request", Neighbours()
         benchmark.pedantic(round_of_all, rounds=QUICK_REQUESTS if quick else REQUESTS)
+        others = neighbours.cores()
     floor = probe.seconds(flops)
     benchmark.extra_info["rows"] = []
     for user, events in enumerate(lengths):
@@ -110,6 +112,7 @@ def bench_request(benchmark: Any, floors: Floors, request: pytest.FixtureRequest
                 "rounds": len(times[user]),
                 "ours_ms": 1e3 * p50,
                 "ours_spread": spread(times[user]),
+                "others": others,
                 "p99_ms": 1e3 * p99,
                 "deciles_ms": [1e3 * seconds for seconds in parts[4::10]],  # the middles of tenths: 5 %, 15 %, ...
                 "recompute_ms": 1e3 * recomputed[user],
@@ -149,9 +152,10 @@ def bench_summarize_job(benchmark: Any, request: pytest.FixtureRequest, tmp_path
             seconds.append(run(users))
 
     run(jobs[0])  # warm
-    benchmark.group = "summarize_job"
+    benchmark.group, neighbours = "summarize_job", Neighbours()
     benchmark.pedantic(round_of_all, rounds=2 if quick else 3)
-    benchmark.extra_info["rows"] = [_job_row(users, each, seconds) for users, seconds in times.items()]
+    others = neighbours.cores()
+    benchmark.extra_info["rows"] = [_job_row(users, each, times[users]) | {"others": others} for users in jobs]
 
 
 def _job_row(users: int, each: int, seconds: list[float]) -> dict[str, Any]:

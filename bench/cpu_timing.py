@@ -21,6 +21,7 @@ import torch
 
 from bench.cases import Case, Problem, differentiable
 from bench.floors import Floors
+from bench.machine import Neighbours
 from bench.peers import Peer
 from vista_ext.testing import assert_as_good_as
 
@@ -73,10 +74,12 @@ def measure(case: Case, floors: Floors, *, rounds: int | None = None, by: Rounds
         time_peers()
         ours()
         fitting = int(MAX_SECONDS / (time.perf_counter() - begin))
+        neighbours = Neighbours()
         least = MIN_ROUNDS if fitting else SLOW_ROUNDS
         times = by(ours, time_peers, rounds or min(MAX_ROUNDS, max(least, fitting)))
         if not times:
             return {}
+        others = neighbours.cores()
         cold = _from_a_cold_allocator({"ours": ours, **runs}) if case.cold else {}
     fastest, floor = min(times), probe.seconds(case.flops)
     row: dict[str, Any] = {
@@ -94,6 +97,7 @@ def measure(case: Case, floors: Floors, *, rounds: int | None = None, by: Rounds
         "flop_per_s": case.flops / fastest,
         "ours_ms": 1e3 * fastest,
         "ours_spread": spread(times),
+        "others": others,
         "floor_ms": 1e3 * floor,
         "ratio_to_floor": fastest / floor,
         "missing": missing,

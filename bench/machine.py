@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,35 @@ def collect_facts() -> dict[str, Any]:
         "commit": commit(),
     }
     return facts | {"kind": kind_of(facts)}
+
+
+class Neighbours:
+    """What else computes on this machine, from now on."""
+
+    def __init__(self) -> None:
+        self._began, self._all, self._own = time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def cores(self) -> float | None:
+        """Cores that other processes, or other guests of the host, kept busy on average; None where nothing tells."""
+        now = _busy_seconds()
+        if now is None or self._all is None:
+            return None
+        others = now - self._all - (_own_seconds() - self._own)
+        return round(max(0.0, others / (time.perf_counter() - self._began)), 2)
+
+
+def _busy_seconds() -> float | None:
+    """Of all cores since the start of the machine, taken (stolen) time included."""
+    try:
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def kind_of(facts: dict[str, Any]) -> str:

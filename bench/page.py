@@ -106,8 +106,8 @@ def page(found: Results) -> str:
         *_serving(found),
         "## Every case",
         "Milliseconds of the fastest round, ours and the peers in turns; spread: how far above it the fastest quarter "
-        "of the rounds ended. A peer's number is its time over ours: above 1, ours is faster. Cold: from an allocator "
-        "that holds no memory, ours, and the peers' ratios again.",
+        "of the rounds ended; others: cores that something else kept busy meanwhile. A peer's number is its time over "
+        "ours: above 1, ours is faster. Cold: from an allocator that holds no memory, ours, and the peers' ratios again.",
         *_cases(found),
         *remarks(found.rows.values()),
     ]
@@ -199,7 +199,17 @@ def _serving(found: Results) -> Iterable[str]:
             "production model in float32; beside it the same request after stage 1 from the events. By FLOPs: the "
             "factor that the FLOPs of the two predict."
         )
-        heads = "events", "threads", "p50 ms", "p99 ms", "from the events, ms", "factor", "by FLOPs", "requests"
+        heads = (
+            "events",
+            "threads",
+            "p50 ms",
+            "p99 ms",
+            "from the events, ms",
+            "factor",
+            "by FLOPs",
+            "requests",
+            "others",
+        )
         yield table(heads, map(_request_line, requests))
         yield _picture("requests", "A request over history length", found)
     if jobs:
@@ -218,6 +228,7 @@ def _request_line(row: Row) -> Sequence[Any]:
         f"{row['ratio_to_recompute']:.1f}",
         f"{row['predicted_by_flops']:.1f}",
         row["rounds"],
+        "-" if row.get("others") is None else f"{row['others']:.1f}",
     )
 
 
@@ -243,6 +254,7 @@ def _cases(found: Results) -> Iterable[str]:
             "threads",
             "ms",
             "spread",
+            "others",
             "GB/s",
             "GFLOP/s",
             "x floor",
@@ -260,7 +272,8 @@ def _case_line(row: Row, names: Sequence[str], cold: Sequence[str]) -> Sequence[
 
     spread = f"{row['ours_spread']:.0%}" if "ours_spread" in row else "-"
     rates = f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['flop_per_s'] / 1e9:.0f}"
-    line = [row["case"], row["threads"], f"{row['ours_ms']:.3f}", spread, *rates, ratio("floor")]
+    others = f"{row['others']:.1f}" if row.get("others") is not None else "-"
+    line = [row["case"], row["threads"], f"{row['ours_ms']:.3f}", spread, others, *rates, ratio("floor")]
     line += map(ratio, (*PEERS, *names))
     if cold:
         ours, *theirs = (row.get(key) for key in cold)

@@ -49,6 +49,7 @@ def recorded(tmp_path):
         (row(floor=1.0, eager=6.0), True, "0 lost"),  # faster
         (row(floor=2.5, eager=3.0), True, "one-sided qla"),  # the floor became faster, or eager slower with ours
         (row(floor=2.5, eager=2.4, spread=0.2), True, "0 lost"),  # within the noise of the run
+        (row(floor=9.0, eager=0.5, others=0.9), False, "too noisy qla"),  # somebody else was computing
         (row(floor=9.0, eager=0.5, spread=0.6), False, "NOT COMPARED: no case in common that is quiet enough"),
     ],
 )
