@@ -19,6 +19,7 @@ from bench.results import Results, Row
 
 DOCS = Path(__file__).parents[1] / "docs"
 PEERS = ("eager", "compile")
+REQUESTS = "events", "threads", "p50 ms", "p99 ms", "from the events, ms", "factor", "by FLOPs", "requests", "others"
 TITLES = {
     "qla": "Attention over histories: `qla`",
     "projected_qla": "The same with its projections: `projected_qla`",
@@ -107,7 +108,7 @@ def page(found: Results) -> str:
         "## Every case",
         "Milliseconds of the fastest round, ours and the peers in turns; spread: how far above it the fastest quarter "
         "of the rounds ended; others: cores that something else kept busy meanwhile. A peer's number is its time over "
-        "ours: above 1, ours is faster. Cold: from an allocator that holds no memory, ours, and the peers' ratios again.",
+        "ours: above 1, ours is faster. Cold: with an allocator that holds no memory; ours, and the ratios again.",
         *_cases(found),
         *remarks(found.rows.values()),
     ]
@@ -199,18 +200,7 @@ def _serving(found: Results) -> Iterable[str]:
             "production model in float32; beside it the same request after stage 1 from the events. By FLOPs: the "
             "factor that the FLOPs of the two predict."
         )
-        heads = (
-            "events",
-            "threads",
-            "p50 ms",
-            "p99 ms",
-            "from the events, ms",
-            "factor",
-            "by FLOPs",
-            "requests",
-            "others",
-        )
-        yield table(heads, map(_request_line, requests))
+        yield table(REQUESTS, map(_request_line, requests))
         yield _picture("requests", "A request over history length", found)
     if jobs:
         yield "## `vista summarize`"

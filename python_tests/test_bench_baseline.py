@@ -86,44 +86,43 @@ def test_the_command_records_and_compares(tmp_path, capsys):
 
 
 def test_a_kernel_that_is_slowed_down_on_purpose_fails_and_itself_passes(monkeypatch, recorded):
-    # The time that this thread computes, not that of the clock: tests share the machine.
+    # The time that this thread computes, not that of the clock, and noise allowed for: tests share the machine.
     monkeypatch.setattr(cpu_timing, "time", SimpleNamespace(perf_counter=time.thread_time))
+    monkeypatch.setattr(baseline, "MAX_NOISE", 0.8)
     probe = SimpleNamespace(run=lambda: None, seconds=lambda flops: 1e-3)
     floors = SimpleNamespace(probe=lambda *_: probe)
     case = qla_case("3 x 300", [300] * 3, 4, torch.float32, True, threads=1, peers=("eager",))
 
     def measure(case):
-        return cpu_timing.measure(case, floors, rounds=40)
+        return cpu_timing.measure(case, floors, rounds=40) | {"others": None}
 
     folder = recorded([measure(case)])
-    same, slower = measure(case), measure(replace(case, make=lambda device: _twice_as_slow(case.make(device))))
+    same, slower = measure(case), measure(replace(case, make=lambda device: _slowed(case.make(device))))
     verdicts = [baseline.judge([found], MACHINE, folder) for found in (same, slower)]
     assert verdicts[0].passed, verdicts[0].text
     assert not verdicts[1].passed and "LOST      qla 3 x 300" in verdicts[1].text, verdicts[1].text
 
 
-class _Twice(torch.autograd.Function):
-    """A function whose forward and backward are run twice."""
+class _ThreeTimes(torch.autograd.Function):
+    """A function whose forward and backward are run three times."""
 
     @staticmethod
     def forward(ctx, run, *inputs):
         ctx.run = run
         ctx.save_for_backward(*inputs)
-        run(*inputs)
-        return run(*inputs)
+        return [run(*inputs) for _ in range(3)][-1]
 
     @staticmethod
     def backward(ctx, grad):
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
             out = ctx.run(*inputs)
-            for last in (False, True):
-                grads = torch.autograd.grad(out, inputs, grad, retain_graph=not last)
-        return None, *grads
+            grads = [torch.autograd.grad(out, inputs, grad, retain_graph=True) for _ in range(3)]
+        return None, *grads[-1]
 
 
-def _twice_as_slow(problem):
-    return replace(problem, ours=lambda *inputs: _Twice.apply(problem.ours, *inputs))
+def _slowed(problem):
+    return replace(problem, ours=lambda *inputs: _ThreeTimes.apply(problem.ours, *inputs))
 
 
 def test_runs_are_read_as_one_and_the_last_row_counts(tmp_path):
