@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements
 
-.PHONY: demo test quick bench lint format kernels manifest wheel clean
+.PHONY: demo test quick bench bench-record bench-pages lint format kernels manifest wheel clean
 
 # The environment: remade only when the pins change. setuptools and wheel travel with the pins, so that the install
 # below needs no build isolation and stays incremental.
@@ -37,8 +37,22 @@ test: install
 quick: install
 	$(BIN)/python -m pytest -m "not slow"
 
+# Fails on a loss against the baseline of this kind of machine, in ratios; under 15 minutes on two cores.
+RESULTS := build/bench.json
 bench: install
-	$(BIN)/python -m pytest bench/
+	$(BIN)/python -m pytest bench/ --results $(RESULTS) --compare
+
+# Measure and record anew: baseline, results page, scaling study. Read the diff.
+bench-record: install
+	rm -f $(RESULTS)
+	$(BIN)/python -m pytest bench/ --results $(RESULTS)
+	$(MAKE) bench-pages
+
+# The same from results that are there.
+bench-pages:
+	$(BIN)/python -m bench.baseline --update $(RESULTS)
+	$(BIN)/python -m bench.page $(RESULTS)
+	$(BIN)/python -m bench.scaling $(RESULTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from bench import cases, peers, row_cases
 from bench.cases import DIM, HEADS, TOKENS, WIDTH, Case, Problem
 from vista_ext import ops
+from vista_ext.ops.cache_rows import Scheme
 
 
 def cached_cross_attn_case(
-    users: int, queries: int, scheme: str, dtype: torch.dtype, *, two_ops: bool = False, **options: Any
+    users: int, queries: int, scheme: Scheme, dtype: torch.dtype, *, two_ops: bool = False, **options: Any
 ) -> Case:
     """`two_ops`: compared with `cache_gather` and then `jagged_cross_attn`; else with the same in plain torch."""
     slots = 2 * max(users, 256)
@@ -27,6 +29,7 @@ def cached_cross_attn_case(
 
         distinct = [ops.quantize_rows(normal(64, TOKENS, WIDTH), scheme=scheme) for _ in range(2)]
         caches = [rows[torch.arange(slots, device=device) % 64] for rows in distinct]
+        keys_cache, values_cache = caches
         q, at = normal(users * queries, HEADS, DIM), row_cases.random_slots(users, slots).to(device)
         q_offsets = torch.arange(users + 1, device=device) * queries
         kv_offsets = torch.arange(users + 1, device=device) * TOKENS
@@ -36,7 +39,8 @@ def cached_cross_attn_case(
             return rows.view(users, queries, HEADS, DIM)[chosen].flatten(0, 1)
 
         def ours() -> Tensor:
-            return ops.cached_cross_attn(q, *caches, at, q_offsets, queries, TOKENS, HEADS, scheme=scheme)[0]
+            of_rows = at, q_offsets, queries, TOKENS, HEADS
+            return ops.cached_cross_attn(q, keys_cache, values_cache, *of_rows, scheme=scheme)[0]
 
         def by_torch(some: Tensor, where: Tensor) -> Tensor:
             naive = peers.dequantize(TOKENS, WIDTH, scheme, row_cases.group_of(scheme), some.dtype)
@@ -51,11 +55,13 @@ def cached_cross_attn_case(
             return ops.jagged_cross_attn(q, keys, values, q_offsets, kv_offsets, queries, TOKENS)
 
         def by_two_ops() -> Tensor:
-            return on_rows(*gathered())
+            keys, values = gathered()
+            return on_rows(keys, values)
 
         def unquantized() -> Mapping[str, peers.Peer | str]:
-            rows = gathered()
-            return {"unquantized": peers.Peer(lambda: on_rows(*rows), "jagged_cross_attn, rows gathered beforehand")}
+            keys, values = gathered()
+            run = partial(on_rows, keys, values)
+            return {"unquantized": peers.Peer(run, "jagged_cross_attn, rows gathered beforehand")}
 
         def checked_part(of: torch.dtype) -> Sequence[Tensor]:
             return [by_torch(part(q).to(of), at[chosen])]
@@ -79,22 +85,7 @@ def cached_cross_attn_case(
         bytes=2 * rows * WIDTH * dtype.itemsize + 2 * users * row_cases.layout(scheme)["row_bytes"],
         flops=rows * WIDTH * TOKENS * 4,
         make=make,
+        items=rows,
+        item="candidate",
         **options,
     )
-
-
-def _cases() -> list[Case]:
-    fp32, bf16 = torch.float32, torch.bfloat16
-    ours = {"peers": ("eager",), "why_missing": "ours too: nothing to compile"}
-    every = [
-        cached_cross_attn_case(32, 256, scheme, dtype, two_ops=two_ops, **(ours if two_ops else {}))
-        for dtype in (fp32, bf16)
-        for scheme in ("int8", "int4")
-        for two_ops in (False, True)
-    ]
-    # Few candidates: dequantizing is most of it.
-    every += [cached_cross_attn_case(256, 8, "int8", bf16, two_ops=True, **ours)]
-    return [*every, cached_cross_attn_case(4, 32, "int8", bf16, quick=True)]
-
-
-CASES = _cases()

@@ -1,6 +1,7 @@
-"""Every benchmark case, declared once: what runs, what it costs, what it is compared with.
+"""Benchmark cases of the ops, each declared once: what runs, what it costs, what it is compared with.
 
-A case is data until `make(device)` builds its tensors, so that runs on other devices share the declarations.
+A case is data until `make(device)` builds its tensors, so that runs on all devices share the declarations. Which cases
+a run has, cpu_cases.py and gpu_cases.py say.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ class Case:
     backward: bool = False
     threads: int | None = None  # None: as many as torch uses
     quick: bool = False  # part of the smoke run, which leaves the others out
-    peers: tuple[str, ...] = ("eager", "compile")
-    why_missing: str = ""  # the reason for a peer that is left out
+    peers: tuple[str, ...] = ("eager", "compile")  # on a CPU those of `foreign` too that are to be timed
+    why_missing: str = ""  # the reason for a composition that is left out
+    items: int = 0  # what the cost is stated for too: so many of
+    item: str = ""
+    cold: bool = False  # on a CPU also timed from a cold allocator
     capturable: bool = True  # in a CUDA graph
     parts: tuple[Part, ...] = ()  # of a case of many kernels: what each kind of them costs
 
@@ -141,10 +145,10 @@ def qla_case(
         num_targets = torch.full((len(lengths),), targets, device=device)
         chosen, part, checked = _sequences(lengths)
         some = torch.tensor([0, *torch.tensor([lengths[i] for i in chosen]).cumsum(0).tolist()], device=device)
-        if device == "cpu":
-            peer = peers.qla(lengths, targets, activate_once=backward)
+        if len(set(lengths)) == 1:
+            peer = peers.qla_uniform(len(lengths), targets)
         else:
-            peer = peers.qla_on_gpu(lengths, targets)
+            peer = peers.qla(lengths, targets, activate_once=backward or device != "cpu", device=device)
         return _float_problem(
             _rows(device, dtype, [total] * 3, heads, dim),
             backward,
@@ -165,6 +169,8 @@ def qla_case(
         flops=total * heads * 4 * dim * dim * (3 if backward else 1),
         make=make,
         backward=backward,
+        items=total,
+        item="event",
         **options,
     )
 
@@ -313,36 +319,3 @@ def sglu_case(
         backward=backward,
         **options,
     )
-
-
-def _cases() -> list[Case]:
-    from bench.projected_cases import projected_case  # which is made of what stands above
-
-    # Compiling the peers takes most of a run's time: a case must earn its place.
-    fp32, bf16 = torch.float32, torch.bfloat16
-    # Jagged histories of mean 3,531 with 16 candidates each.
-    jagged = [2512, 3976, 2211, 5863, 3041, 2709, 4577, 3359]
-    cases = []
-    for dtype in (fp32, bf16):
-        for backward in (False, True):
-            cases += [
-                sglu_case(32768, dtype, backward),
-                *[qla_case("8 x 2k-6k", jagged, 16, dtype, backward, threads=threads) for threads in (1, None)],
-                qla_case("1 x 64k", [65536], 16, dtype, backward),
-                projected_case("8 x 3500", 8, 3500, dtype, backward),
-                cross_attn_case("32 users x 256", 32, 256, 32, False, dtype, backward),
-                cross_attn_case("32 users x 256 own", 32, 256, 32, True, dtype, backward),
-            ]
-            cases.append(linear_silu_case(16384, 256, 512, dtype, backward))
-        cases.append(cross_attn_case("16 users x 4 x 128 own", 64, 128, 16, True, dtype, False))
-    cases += [
-        qla_case("2 x 200-300", [300, 200], 16, fp32, True, quick=True),
-        projected_case("2 x 200", 2, 200, bf16, True, quick=True),
-        cross_attn_case("4 users x 32 own", 4, 32, 4, True, bf16, False, quick=True),
-        linear_silu_case(200, 64, 128, fp32, True, quick=True),
-        sglu_case(300, bf16, True, dim=64, hidden=64, quick=True),
-    ]
-    return cases
-
-
-CASES = _cases()

@@ -1,29 +1,31 @@
-"""Verifies, times and reports a case. Ours and the peers take turns, so that a noisy machine disturbs all alike.
+"""Runs the cases: verifies, times and reports them, and compares with a baseline.
+
+    pytest bench/ --results build/bench.json             # every CPU case; the file is complete after each of them
+    pytest bench/ --results build/bench.json --resume    # those that this commit has not measured on this machine
+    pytest bench/ --compare                              # fails on a loss against the baseline of this kind of machine
 
 On a CUDA device (`--device cuda`) there are other cases (gpu_cases.py) and another way to time (cuda_timing.py).
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import cached_cases, cases, cuda_timing, gpu_cases, model_cases, row_cases
-from bench.cases import Case, differentiable
-from vista_ext.testing import assert_as_good_as
+from bench import baseline, cpu_cases, cpu_timing, cuda_timing, gpu_cases, machine
+from bench.cases import Case
+from bench.floors import Floors
+from bench.results import Writer
 
-MAX_ROUNDS = 25
-MAX_SECONDS = 2.0  # of a case's rounds, unless MIN_ROUNDS take longer
-MIN_ROUNDS = 5
-ROWS = pytest.StashKey[list[dict[str, Any]]]()  # of a CUDA device; pytest-benchmark keeps those of the CPU
+ROWS = pytest.StashKey[list[dict[str, Any]]]()  # of a CUDA device
+FLOORS, WRITER = pytest.StashKey[Floors](), pytest.StashKey[Writer | None]()
+FACTS = pytest.StashKey[Mapping[str, Any]]()
+VERDICT = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,24 +36,59 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="with --device cuda: append each row here, as JSON lines; cases in it that this card ran are left out",
     )
+    parser.addoption("--results", type=Path, help="add this run to a JSON file of results")
+    parser.addoption("--resume", action="store_true", help="leave out what --results holds of this commit and machine")
+    parser.addoption(
+        "--compare",
+        nargs="?",
+        type=Path,
+        const=baseline.FOLDER,
+        metavar="BASELINE",
+        help="fail if a ratio is worse than in the baseline of this kind of machine (in bench/baselines by default)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
-    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
+    config.addinivalue_line("markers", "op(name): the op of the rows that a benchmark without a `case` leaves")
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch sees no CUDA device here")
+        for option in ("results", "compare"):
+            if config.getoption(option) is not None:
+                raise pytest.UsageError(f"--{option}: is for a CPU; --device cuda has --rows")
+        return
+    path = config.getoption("--results")
+    if config.getoption("--resume") and path is None:
+        raise pytest.UsageError("--resume: needs --results, the file that knows what was measured")
+    config.stash[FACTS] = machine.collect_facts()
+    config.stash[WRITER] = None if path is None else Writer(path, config.stash[FACTS])
+    config.stash[FLOORS] = Floors()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each bench file names its ops in OPS; its `case` argument runs over their cases."""
     if "case" in metafunc.fixturenames:
         option = metafunc.config.getoption
-        on_cpu = [*cases.CASES, *row_cases.CASES, *cached_cases.CASES, *model_cases.CASES]
-        every = gpu_cases.CASES if option("--device") == "cuda" else on_cpu
-        done = _cases_in(option("--rows"))
+        every = gpu_cases.CASES if option("--device") == "cuda" else cpu_cases.CASES
         chosen = [case for case in every if case.op in metafunc.module.OPS and case.quick == option("--quick")]
+        done = _cases_in(option("--rows"))
+        if option("--resume"):
+            writer = metafunc.config.stash[WRITER]
+            done |= {key[:2] for key in writer.measured()} if writer else set()
         chosen = [case for case in chosen if (case.op, case.id) not in done]
         metafunc.parametrize("case", chosen, ids=[f"{case.op}-{case.id}" for case in chosen])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --resume: benchmarks without a `case` name the op of their rows by a marker."""
+    if not config.getoption("--resume"):
+        return
+    writer = config.stash[WRITER]
+    measured = {op for op, _, _ in writer.measured()} if writer else set()
+    done = [item for item in items if (mark := item.get_closest_marker("op")) and mark.args[0] in measured]
+    config.hook.pytest_deselected(items=done)
+    items[:] = [item for item in items if item not in done]
 
 
 def _cases_in(path: Path | None) -> set[tuple[str, str]]:
@@ -63,12 +100,7 @@ def _cases_in(path: Path | None) -> set[tuple[str, str]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_allocator() -> None:
-    """Freed memory stays with the process: page faults would cost whoever allocates more temporaries, the peers."""
-    if sys.platform == "linux":
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
+    cpu_timing.keep_freed_memory()
 
 
 @pytest.fixture(scope="session")
@@ -78,15 +110,28 @@ def clock_and_bandwidth() -> tuple[cuda_timing.Clock, float]:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], None]]:
+def floors(request: pytest.FixtureRequest) -> Floors:
+    return request.config.stash[FLOORS]
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest) -> Callable[[Case], None]:
     """A function that runs one case and keeps its numbers: in the benchmark's `extra_info`, on a GPU as a row."""
     if request.config.getoption("--device") == "cuda":
-        yield lambda case: _measure(case, request.config, *request.getfixturevalue("clock_and_bandwidth"))
-        return
+        return lambda case: _measure(case, request.config, *request.getfixturevalue("clock_and_bandwidth"))
     benchmark = request.getfixturevalue("benchmark")
-    threads = torch.get_num_threads()
-    yield lambda case: _compare(case, benchmark, request.config)
-    torch.set_num_threads(threads)
+    return lambda case: _compare(case, benchmark, request.config)
+
+
+@pytest.fixture(autouse=True)
+def _kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a benchmark leaves in `extra_info`, a row or `rows`, goes to the results."""
+    writer = request.config.stash.get(WRITER, None)
+    benchmark = request.getfixturevalue("benchmark") if writer else None
+    yield
+    if writer is not None:
+        for row in _rows_of(benchmark):
+            writer.add(row, request.config.stash[FLOORS].rows())
 
 
 def _measure(case: Case, config: pytest.Config, clock: cuda_timing.Clock, bandwidth: float) -> None:
@@ -99,61 +144,40 @@ def _measure(case: Case, config: pytest.Config, clock: cuda_timing.Clock, bandwi
 
 
 def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
-    torch.set_num_threads(case.threads or torch.get_num_threads())
-    threads = torch.get_num_threads()
-    torch._dynamo.reset()  # compiled code of other cases would count towards the limit of recompilations
-    problem = case.make("cpu")
+    def by_benchmark(ours: Callable[[], Any], before: Callable[[], None], rounds: int) -> Sequence[float]:
+        benchmark.pedantic(ours, setup=before, rounds=rounds)
+        return () if benchmark.stats is None else benchmark.stats.stats.data  # none with --benchmark-disable
 
-    # Compiled code carries its number of threads; naming it here makes it part of the compile cache's key.
-    with torch._inductor.config.patch({"cpp.threads": threads}):
-        compiled = torch.compile(problem.composition, dynamic=False, fullgraph=True)
-        functions = {"ours": problem.ours, "eager": problem.composition, "compile": compiled}
-        runs = {name: _runner(case, problem.inputs, functions[name]) for name in ("ours", *case.peers)}
-        exact, reference = problem.exact(), problem.reference()
-        for name, run in runs.items():
-            try:
-                assert_as_good_as(problem.values(run()), exact, reference)
-            except AssertionError as error:
-                raise AssertionError(f"{name} is wrong, nothing was timed: {error}") from error
-    del exact, reference
-
-    ours = runs.pop("ours")
-    best = dict.fromkeys(runs, float("inf"))
-
-    def time_peers() -> None:
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - begin)
-
-    begin = time.perf_counter()
-    time_peers()
-    ours()
-    rounds = int(MAX_SECONDS / (time.perf_counter() - begin))
-    rounds = 2 if config.getoption("--quick") else min(MAX_ROUNDS, max(MIN_ROUNDS, rounds))
     benchmark.group = case.op
-    benchmark.pedantic(ours, setup=time_peers, rounds=rounds)
-    if benchmark.stats is None:  # --benchmark-disable
+    rounds = cpu_timing.QUICK_ROUNDS if config.getoption("--quick") else None
+    benchmark.extra_info.update(cpu_timing.measure(case, config.stash[FLOORS], rounds=rounds, by=by_benchmark))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    if FACTS in config.stash:
+        facts = config.stash[FACTS]
+        machine_info["vista"] = {**facts, "floors": config.stash[FLOORS].rows()}
+
+
+def _measured(config: pytest.Config) -> list[dict[str, Any]]:
+    session = getattr(config, "_benchmarksession", None)
+    return [row for bench in session.benchmarks for row in _rows_of(bench)] if session else []
+
+
+def _rows_of(bench: Any) -> list[dict[str, Any]]:
+    return bench.extra_info.get("rows", [bench.extra_info]) if bench.extra_info else []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    path = config.getoption("--compare")
+    if path is None or FACTS not in config.stash:
         return
-    mine = benchmark.stats.stats.min
-    benchmark.extra_info.update(
-        op=case.op,
-        case=case.id,
-        threads=threads,
-        bytes=case.bytes,
-        flops=case.flops,
-        bytes_per_s=case.bytes / mine,
-        flop_per_s=case.flops / mine,
-        ours_ms=1e3 * mine,
-        **{f"{name}_ms": 1e3 * seconds for name, seconds in best.items()},
-        **{f"ratio_to_{name}": seconds / mine for name, seconds in best.items()},
-    )
-
-
-def _runner(case: Case, inputs: tuple[torch.Tensor, ...], function: Callable[..., Any]) -> Callable[[], Any]:
-    if inputs:
-        return lambda: differentiable(function, inputs, case.backward)
-    return function
+    judged = baseline.judge(_measured(config), config.stash[FACTS], path)
+    config.stash[VERDICT] = judged.text
+    if not judged.passed and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -165,20 +189,23 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 f"{row['op']:<14} {row['case']:<40} {row['ours_ms']:9.3f} ms  {', '.join(peers)}"
             )
         return
-    session = getattr(config, "_benchmarksession", None)
-    rows = [bench.extra_info for bench in session.benchmarks if bench.extra_info] if session else []
-    if not rows:
-        return
-    terminalreporter.section("ours against its peers: best of the rounds; a ratio above 1 means ours is faster")
-    line = "{:<18} {:<34} {:>2} {:>9} {:>9} {:>9} {:>8} {:>8} {:>7} {:>7}".format
-    peers = ("eager", "compile")
-    heads = "op", "case", "t", "ours ms", "eager ms", "comp. ms", "/eager", "/compile", "GB/s", "GFLOP/s"
-    terminalreporter.write_line(line(*heads))
+    rows = _measured(config)
+    if rows:
+        terminalreporter.section("ours against its peers: fastest of the rounds; a ratio above 1 means ours is faster")
+        for line in _table(rows):
+            terminalreporter.write_line(line)
+    if VERDICT in config.stash:
+        terminalreporter.section("against the baseline")
+        terminalreporter.write_line(config.stash[VERDICT])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    line = "{:<18} {:<34} {:>2} {:>9} {:>7} {:>8} {:>8}".format
+    yield line("op", "case", "t", "ours ms", "x floor", "/eager", "/compile")
     for row in rows:
-        times = [row.get(f"{name}_ms") for name in ("ours", *peers)]
-        ratios = [row.get(f"ratio_to_{name}") for name in peers]
-        numbers = [f"{x:.2f}" if x is not None else "-" for x in (*times, *ratios)]
-        rates = [f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['flop_per_s'] / 1e9:.0f}"]
-        others = [key for key in row if key.startswith("ratio_to_") and key.removeprefix("ratio_to_") not in peers]
+        named = [row.get(name) for name in ("ratio_to_floor", "ratio_to_eager", "ratio_to_compile")]
+        numbers = [f"{x:.2f}" if x is not None else "-" for x in (row["ours_ms"], *named)]
+        shown = {"ratio_to_floor", "ratio_to_eager", "ratio_to_compile"}
+        others = [key for key in row if key.startswith("ratio_to_") and key not in shown]
         text = "".join(f"  {key.removeprefix('ratio_to_')} x{row[key]:.2f}" for key in others)
-        terminalreporter.write_line(line(row["op"], row["case"], row["threads"], *numbers, *rates) + text)
+        yield line(row["op"], row["case"], row["threads"], *numbers) + text

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.markdown import remarks, table
+
 Row = Mapping[str, Any]
 PEERS = ("eager", "compile", "cublas", "unfused", "unquantized", "flex", "varlen", "fla", "fbgemm")
 
@@ -97,13 +99,13 @@ def page(record: Mapping[str, Any]) -> str:
         f"# GPU check of commit {record.get('commit', 'unknown')}",
         _facts(stages.get("facts", {}).get("facts")),
         "## Stages",
-        _table(("stage", "result", "seconds", "budget"), _stage_lines(stages)),
+        table(("stage", "result", "seconds", "budget"), _stage_lines(stages)),
         "## Targets (bfloat16, stated for an H100)",
-        _table(("target", "shape", "found", ""), _target_lines(rows)),
+        table(("target", "shape", "found", ""), _target_lines(rows)),
         "## Times",
         "Device time of one call (median), with cold caches. Floor: the bytes (each operand once) at the bandwidth of "
         "a plain copy on this card in the same run. A peer's number is its time over ours: above 1, ours is faster.",
-        _table(
+        table(
             ("op", "case", "ms", "10-90 %", "GB/s", "x floor", "peak GB", *PEERS, "verified"),
             [_time_line(row) for row in rows],
         ),
@@ -122,7 +124,7 @@ def _facts(facts: Mapping[str, Any] | None) -> str:
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
         lines.append((name, _plain(value)))
-    return _table(("fact", ""), lines)
+    return table(("fact", ""), lines)
 
 
 def _plain(value: Any) -> str:
@@ -183,7 +185,7 @@ def _kernels(rows: Sequence[Row]) -> Iterable[str]:
         yield f"## Where the time goes: {row['op']} {row['case']}"
         if peaks:
             yield f"Peak memory, inputs included, GB: {', '.join(peaks)}."
-        yield _table(
+        yield table(
             ("kernels", "launches", "counted", "MB", "GFLOP", "floor us", "predicted us", "measured us", "share"),
             [
                 (
@@ -206,17 +208,7 @@ def _remarks(rows: Sequence[Row]) -> Iterable[str]:
     copies = sorted({round(row["copy_bytes_per_s"] / 1e9) for row in rows})
     cards = sorted({row["card"] for row in rows})
     yield f"Measured on {', '.join(cards)}; plain copy, read and written: {', '.join(map(str, copies))} GB/s."
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for name, text in [*row["notes"].items(), *row["missing"].items()]:
-            reasons.setdefault((name, text), []).append(f"{row['op']} {row['case']}")
-    yield "## Peers: what differs, or why there is no number"
-    lines = [(name, text, _some(where)) for (name, text), where in sorted(reasons.items())]
-    yield _table(("peer", "remark", "cases"), lines)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)}, from {names[0]} to {names[-1]}"
+    yield from remarks(rows)
 
 
 def _failures(stages: Mapping[str, Row]) -> Iterable[str]:
@@ -225,10 +217,3 @@ def _failures(stages: Mapping[str, Row]) -> Iterable[str]:
         for label, result in results.items():
             if result["status"] != "passed":
                 yield f"## {label}: {result['status']}\n\n```\n{result['tail'].strip()}\n```"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
-
-    return "\n".join([line(head), line("---" for _ in head), *map(line, lines)])

@@ -286,21 +286,3 @@ def scoring_case(
 
     parts = costs.scoring_request(users, candidates, config, dtype.itemsize)
     return _case("score", shape, dtype, parts, make, **options)
-
-
-def _cases() -> list[Case]:
-    small = VistaConfig(dim=64, num_seeds=16, head_dim=16, hidden=128, summary_layers=2, target_layers=2)
-    fp32 = torch.float32
-    return [
-        training_case("16 x 500", 16, 500, 16, small, fp32),
-        layer_case("16 x 500", 16, 500, small, fp32, True),
-        summarize_case("1 x 20000", 1, 20_000, small, fp32, 8192),
-        scoring_case("16 users x 100", 16, 100, small, fp32),
-        training_case("3 x 50", 3, 50, 4, small, fp32, quick=True, **SMOKE),
-        layer_case("3 x 50", 3, 50, small, torch.bfloat16, False, quick=True),
-        summarize_case("1 x 500", 1, 500, small, fp32, 200, quick=True),
-        scoring_case("3 users x 20", 3, 20, small, fp32, quick=True),
-    ]
-
-
-CASES = _cases()

@@ -15,6 +15,8 @@ from torch.nn.functional import linear, silu
 
 from vista_ext import ops
 
+FBGEMM_CPU = "needs FBGEMM: pip install --no-deps fbgemm-gpu-cpu==1.8.0 (for torch 2.13)"
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -91,13 +93,6 @@ def unfused_qla(offsets: Tensor, longest: int, heads: int, eps: float) -> Mappin
     return {"unfused": Peer(run, "torch's norm and projections, then the op qla")}
 
 
-def qla_on_gpu(lengths: Sequence[int], targets: int) -> Callable[..., Tensor]:
-    """The batched form where lengths are equal, else the loop over sequences."""
-    if len(set(lengths)) == 1:
-        return qla_uniform(len(lengths), targets)
-    return qla(lengths, targets, activate_once=True, device="cuda")
-
-
 def qla_state(batch: int) -> Callable[..., Tensor]:
     """States of sequences of one length, in the rows' own dtype."""
 
@@ -133,6 +128,53 @@ def linear_attention(lengths: Sequence[int], offsets: Tensor) -> Mapping[str, Pe
         return chunk_linear_attn(q, k, v, scale=scale, normalize=False, cu_seqlens=ends)[0]
 
     return {"fla": Peer(run, "causal, no phi2, no own term; SiLU applied outside, by torch", capturable=equal)}
+
+
+def fbgemm_gather(
+    scheme: str, slots_read: Tensor, slots: int, tokens: int, dim: int, dtype: torch.dtype
+) -> Mapping[str, Peer | str]:
+    """FBGEMM's lookup of rows in a quantized table; on a GPU its dequantization of a key/value cache."""
+    if slots_read.device.type == "cpu":
+        return _fbgemm_lookup(scheme, slots_read, slots, tokens, dim, dtype)
+    return fbgemm_dequantize(scheme, len(slots_read), tokens, dim, slots_read.device.type)
+
+
+def _fbgemm_lookup(
+    scheme: str, slots_read: Tensor, slots: int, tokens: int, dim: int, dtype: torch.dtype
+) -> Mapping[str, Peer | str]:
+    if scheme == "fp8_e4m3":
+        return {"fbgemm": "its CPU lookup has no such rows"}
+    try:
+        from fbgemm_gpu.split_embedding_configs import SparseType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+        from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+    except Exception as error:  # whatever hinders the import is the reason
+        return {"fbgemm": f"{FBGEMM_CPU}, found: {error}"}
+    rows = {"int8": SparseType.INT8, "int4": SparseType.INT4}[scheme]
+    table = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [("", slots * tokens, dim, rows, EmbeddingLocation.HOST)],
+        pooling_mode=PoolingMode.NONE,
+        output_dtype=SparseType.from_dtype(dtype),
+        device="cpu",
+    )
+    table.fill_random_weights()
+    index = (slots_read[:, None] * tokens + torch.arange(tokens)).flatten().int()
+    offsets = torch.tensor([0, len(index)], dtype=torch.int32)
+    return {"fbgemm": Peer(lambda: table(index, offsets), "a table with a row for each token, indices made beforehand")}
+
+
+def fbgemm_quantize(x: Tensor) -> Mapping[str, Peer | str]:
+    """FBGEMM's int8 rows, a scale and a bias with each."""
+    if x.device.type != "cpu":
+        return {}
+    if x.dtype != torch.float32:
+        return {"fbgemm": "its CPU op reads float32"}
+    try:
+        import fbgemm_gpu  # noqa: F401  (registers the ops)
+    except Exception as error:  # whatever hinders the import is the reason
+        return {"fbgemm": f"{FBGEMM_CPU}, found: {error}"}
+    rows = x.flatten(0, -2)
+    return {"fbgemm": Peer(lambda: torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(rows), "float32 scale and bias")}
 
 
 def fbgemm_dequantize(scheme: str, users: int, tokens: int, dim: int, device: str) -> Mapping[str, Peer | str]:
@@ -175,6 +217,37 @@ def cross_attn(groups: int, sequences: int, kv_index: Tensor | None) -> Callable
             weights = scores.softmax(-1)
             out = weights[..., :-1] @ values + weights[..., -1:] * heads_first(self_v, groups)
         return out.transpose(1, 2).reshape(q.shape)
+
+    return run
+
+
+def padded_attn(counts: Sequence[int], device: str) -> Callable[..., Tensor]:
+    """Groups padded to the longest, as a batch for SDPA; each on its own keys."""
+    longest = max(counts)
+    starts = torch.tensor([0, *counts]).cumsum(0)[:-1]
+    at = torch.arange(longest)
+    there = at < torch.tensor(counts)[:, None]
+    padded = (starts[:, None] + at).clamp(max=sum(counts) - 1).to(device)
+    packed = (torch.arange(len(counts))[:, None] * longest + at)[there].to(device)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (x.view(len(counts), -1, *x.shape[1:]).transpose(1, 2) for x in (k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(q[padded].transpose(1, 2), keys, values)
+        return out.transpose(1, 2).flatten(0, 1)[packed]
+
+    return run
+
+
+def expanded_attn(counts: Sequence[int]) -> Callable[..., Tensor]:
+    """Each query of a group a sequence of its own, with the group's keys: how one scores without sharing a user."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        outs = []
+        groups = (x.view(len(counts), -1, *x.shape[1:]).transpose(1, 2) for x in (k, v))
+        for query, keys, values in zip(q.split(list(counts)), *groups, strict=True):
+            shared = (x.expand(len(query), *x.shape) for x in (keys, values))
+            outs.append(torch.nn.functional.scaled_dot_product_attention(query[:, :, None], *shared)[:, :, 0])
+        return torch.cat(outs)
 
     return run
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench import cases, peers
 from bench.cases import TOKENS, WIDTH, Case, Problem
 from vista_ext import _C, ops
+from vista_ext.ops.cache_rows import Scheme
 from vista_ext.reference.cache_rows import quantize_rows as reference_rows
 
 
@@ -46,7 +47,7 @@ def _checked_users(users: int) -> tuple[list[int], str]:
     return chosen, "all of it" if len(chosen) == users else f"{len(chosen)} of {users} users"
 
 
-def gather_case(scheme: str, users: int, slots: int, dtype: torch.dtype, **options: Any) -> Case:
+def gather_case(scheme: Scheme, users: int, slots: int, dtype: torch.dtype, **options: Any) -> Case:
     def make(device: str) -> Problem:
         distinct = ops.quantize_rows(_summaries(64), scheme=scheme).to(device)
         cache = distinct[torch.arange(slots, device=device) % 64]
@@ -63,7 +64,7 @@ def gather_case(scheme: str, users: int, slots: int, dtype: torch.dtype, **optio
             reference=lambda: [naive(at[chosen], *views)],
             values=lambda result: [result[chosen]],
             checked=checked,
-            foreign=lambda: peers.fbgemm_dequantize(scheme, users, TOKENS, WIDTH, device),
+            foreign=lambda: peers.fbgemm_gather(scheme, at, slots, TOKENS, WIDTH, dtype),
         )
 
     values = users * TOKENS * WIDTH
@@ -74,6 +75,8 @@ def gather_case(scheme: str, users: int, slots: int, dtype: torch.dtype, **optio
         bytes=users * layout(scheme)["row_bytes"] + values * dtype.itemsize,
         flops=values * (2 if scheme == "int4" else 1),
         make=make,
+        items=users,
+        item="user",
         **options,
     )
 
@@ -101,11 +104,13 @@ def quantize_case(users: int, dtype: torch.dtype, **options: Any) -> Case:
             reference=reference,
             values=values,
             checked=checked,
+            foreign=lambda: peers.fbgemm_quantize(x),
         )
 
     values = users * TOKENS * WIDTH
     moved = users * layout("int8")["row_bytes"] + values * dtype.itemsize
-    return Case("quantize_rows", f"int8 {users} users", dtype, bytes=moved, flops=2 * values, make=make, **options)
+    shape, cost = f"int8 {users} users", {"bytes": moved, "flops": 2 * values, "items": users, "item": "user"}
+    return Case("quantize_rows", shape, dtype, make=make, **cost, **options)
 
 
 def scatter_case(users: int, slots: int, **options: Any) -> Case:
@@ -139,15 +144,3 @@ def scatter_case(users: int, slots: int, **options: Any) -> Case:
     shape = f"int8 {users} of {slots} users"
     moved = 2 * users * row_bytes
     return Case("cache_scatter_", shape, torch.uint8, bytes=moved, flops=0, make=make, **options)
-
-
-def _cases() -> list[Case]:
-    fp32, bf16 = torch.float32, torch.bfloat16
-    every = [
-        case for dtype in (fp32, bf16) for case in (gather_case("int8", 512, 8192, dtype), quantize_case(512, dtype))
-    ]
-    every += [gather_case("int4", 512, 8192, bf16), gather_case("fp8_e4m3", 512, 8192, bf16), scatter_case(512, 8192)]
-    return [*every, gather_case("int8", 16, 64, fp32, quick=True), quantize_case(16, fp32, quick=True)]
-
-
-CASES = _cases()

@@ -7,23 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from bench import baseline, page, results
 from python_tests.needs import program
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_smoke_run(tmp_path):
-    report = tmp_path / "report.json"
+def test_smoke_run(tmp_path, capsys, monkeypatch):
+    report, run, folder = (tmp_path / name for name in ("report.json", "run.json", "baselines"))
     command = [sys.executable, "-m", "pytest", "bench/", "--quick", "-q", f"--benchmark-json={report}"]
+    command += ["--results", str(run), "--compare", str(folder)]
     program("redis-server", "valkey-server", package="redis-server")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [bench["extra_info"] for bench in json.loads(report.read_text())["benchmarks"]]
+    # No benchmark failed; but there is nothing to compare with, and that is said.
+    assert done.returncode == 1 and " failed" not in done.stdout, done.stdout + done.stderr
+    assert "NOT COMPARED: no baseline of this kind of machine" in done.stdout
+    record = json.loads(report.read_text())
+    rows = [row for bench in record["benchmarks"] for row in bench["extra_info"].get("rows", [bench["extra_info"]])]
     of_attention = {"qla", "projected_qla", "jagged_cross_attn", "cached_cross_attn"}
     of_rows = {"cache_gather", "quantize_rows", "linear_silu", "sglu"}
     of_model = {"training_step", "layer", "summarize", "score"}
-    assert {row["op"] for row in rows} == of_attention | of_rows | of_model | {"store_find"}
+    of_serving = {"store_find", "request", "summarize_job"}
+    assert {row["op"] for row in rows} == of_attention | of_rows | of_model | of_serving
     stores = [row for row in rows if row["op"] == "store_find"]
     peers = {row["case"]: [key for key in row if key.startswith("ratio_to_")] for row in stores}
     assert peers == {
@@ -32,10 +38,22 @@ def test_smoke_run(tmp_path):
         "256-users-server": ["ratio_to_redis_py"],
         "256-users-hot-by-slot": ["ratio_to_lmdb"],
     }
-    for row in (row for row in rows if row not in stores):
-        for key in ("threads", "bytes", "flops", "bytes_per_s", "flop_per_s", "ours_ms"):
+    for row in (row for row in rows if row["op"] not in of_serving):
+        for key in ("threads", "bytes", "flops", "bytes_per_s", "flop_per_s", "ours_ms", "ratio_to_floor"):
             assert row[key] > 0, f"{row['case']}: {key}"
-        for peer in ("eager",) if row["op"] == "training_step" else ("eager", "compile"):
-            assert row[f"{peer}_ms"] > 0
+        for peer in {"eager", "compile"} - set(row["missing"]):
             assert row[f"ratio_to_{peer}"] == pytest.approx(row[f"{peer}_ms"] / row["ours_ms"])
+    assert [row["events"] for row in rows if row["op"] == "request"] == [20, 200, 1000]
     assert "ours against its peers" in done.stdout
+
+    # The same rows, with the facts of the machine, are what baselines and pages are made of.
+    found = results.read([run])
+    facts = record["machine_info"]["vista"]
+    assert found.machine["isa"] == facts["isa"] and found.floors == facts["floors"]
+    assert set(found.rows) == {results.key_of(row) for row in rows}
+    assert "Floors" in page.page(found)
+    assert baseline.main([str(run), "--baseline", str(folder), "--update"]) == 0
+    monkeypatch.setattr(baseline, "MAX_NOISE", float("inf"))  # tests share the machine
+    monkeypatch.setattr(baseline, "MAX_OTHERS", float("inf"))
+    assert baseline.main([str(run), "--baseline", str(folder)]) == 0
+    assert "0 lost" in capsys.readouterr().out

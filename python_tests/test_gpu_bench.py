@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cost_tables, costs, cuda_timing, gpu_cases, gpu_page, peers
+from bench import cost_tables, costs, cuda_timing, gpu_cases, gpu_page
 from bench.cached_cases import cached_cross_attn_case
 from bench.cases import (
     cross_attn_case,
@@ -76,15 +76,6 @@ def test_jagged_lengths():
     assert lengths.max() == 16000 and abs(lengths.double().mean() - 7000) < 100 and lengths.min() > gpu_cases.TARGETS
 
 
-jagged_composition = peers.qla
-
-
-def composition_for_a_gpu(lengths, targets, **_):
-    if len(set(lengths)) == 1:
-        return peers.qla_uniform(len(lengths), targets)
-    return jagged_composition(lengths, targets, activate_once=True)
-
-
 SMALL = [
     qla_case("equal", [40] * 9, 3, torch.bfloat16, True, 2, 32),
     qla_case("jagged", [40, 9, 33], 3, torch.float16, True, peers=("eager",), why_missing="too long to compile"),
@@ -107,7 +98,6 @@ SMALL = [
 def test_ours_and_the_compositions_are_checked_on_part_of_a_large_result(monkeypatch, case):
     monkeypatch.setattr("bench.cases.MAX_CHECKED_ROWS", 120)
     monkeypatch.setattr("bench.cases.MAX_CHECKED_USERS", 4)
-    monkeypatch.setattr("bench.cases.peers.qla", composition_for_a_gpu)
     problem = case.make("cpu")
     exact, reference = problem.exact(), problem.reference()
     for function in (problem.ours, problem.composition):

@@ -24,6 +24,7 @@ def collect() -> dict[str, object]:
         "running torch": torch.__version__,
         "compiler": built["compiler"],
         "cpu instruction sets": built["cpu_isas"],
+        "cpu instruction set used here": built["cpu_isa"],
         "cuda architectures": built["cuda_archs"] or "none: no CUDA kernels in this build",
         "cuda compiler": built["cuda_compiler"] or "none",
         "ops": sorted({schema.name.split("::")[1] for schema in torch._C._jit_get_all_schemas() if _is_ours(schema)}),

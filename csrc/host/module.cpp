@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "vista/cpu_isa.h"
 #include "vista/record.h"
 #include "vista/row_layout.h"
 
@@ -38,6 +39,7 @@ py::dict build_info() {
   std::vector<std::string> isas{"base"};
   if (VISTA_X86_ISAS) isas.insert(isas.end(), {"avx2", "avx512"});
   info["cpu_isas"] = isas;
+  info["cpu_isa"] = isas[static_cast<size_t>(vista::cpu::best_isa())];
   info["cuda_archs"] = std::string(VISTA_BUILT_ARCHS);
   info["cuda_compiler"] = std::string(VISTA_CUDA_COMPILER);
   return info;
