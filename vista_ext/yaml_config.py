@@ -25,7 +25,8 @@ def read_config(kind: type[Config], path: Path | str | None = None, overrides: S
         overrides: such as "train.epochs=3"; they win over the file.
 
     Raises:
-        ConfigError: for a file or an override that cannot be read, a key that does not exist, a value of the wrong type.
+        ConfigError: for a file or an override that cannot be read, a key that does not exist, a value of the wrong
+            type.
     """
     omegaconf = require("omegaconf", extra="run")
     for override in overrides:

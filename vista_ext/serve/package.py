@@ -67,12 +67,8 @@ class Manifest:
             values = json.loads(text)
             if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
                 raise ValueError(f"expected format {FORMAT}")
-            kinds = {f.name: str for f in fields(cls)} | {
-                "spec": dict,
-                "num_items": int,
-                "context": dict,
-                "tasks": list,
-            }
+            kinds: dict[str, type] = {f.name: str for f in fields(cls)}
+            kinds |= {"spec": dict, "num_items": int, "context": dict, "tasks": list}
             if set(values) != set(kinds):
                 raise ValueError(f"expected the keys {sorted(kinds)}, found {sorted(values)}")
             for name, kind in kinds.items():
@@ -136,9 +132,7 @@ class Package:
         for name, found in here.items():
             # The interface between the code and torch is kept within a minor version at most.
             if (made := getattr(self.manifest, name)).split(".")[:2] != found.split(".")[:2]:
-                raise PackageError(
-                    f"{manifest}: {name}: expected {found}, which is installed, found {made}: export anew"
-                )
+                raise PackageError(f"{manifest}: {name}: expected {found}, which is installed, found {made}")
         processor = torch.backends.cpu.get_cpu_capability()
         if self.manifest.processor not in _PROCESSORS[: _PROCESSORS.index(processor) + 1]:
             raise PackageError(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -19,6 +20,7 @@ from vista_ext.serve.worker import CallError, Reply, ScoreCall, Settings, error_
 from vista_ext.store.metrics import CacheStats
 
 fastapi = require("fastapi", extra="serve")
+_requests = require("starlette.requests", extra="serve")
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = "1"  # what Retry-After says: a queue of this service is shorter than that
@@ -35,9 +37,11 @@ class Service:
     def __init__(self, config: ServiceConfig, make_pool: Callable[[], Executor]) -> None:
         self.config, self._make_pool = config, make_pool
         self._stats: dict[int, CacheStats] = {}
+        self._lock = threading.Lock()
         self._open = 0  # calls given to the pool and not ended, those included for which nobody waits any more
         self.metrics = ServiceMetrics(lambda: self._open, lambda: list(self._stats.values()))
         self.facts: dict[str, Any] = {}
+        self.ready = False
         self._pool = make_pool()
 
     def start(self) -> None:
@@ -68,6 +72,7 @@ class Service:
         return fastapi.Response(body, status, headers, "application/json")
 
     async def _answer(self, request: Any, deadline: float) -> Reply:
+        pool = self._pool
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                 body = await self._read(request)
@@ -77,9 +82,12 @@ class Service:
                 reply = await self._submit(body, deadline)
         except TimeoutError:
             reply = None
+        except _requests.ClientDisconnect:
+            self.metrics.rejected.labels("disconnected").inc()
+            raise CallError(400, "the connection was closed") from None
         except BrokenExecutor:
             self.metrics.rejected.labels("worker_lost").inc()
-            self._restart()
+            self._restart(pool)
             raise CallError(503, "a worker was lost") from None
         if reply is None:
             self.metrics.rejected.labels("timeout").inc()
@@ -96,24 +104,24 @@ class Service:
         return bytes(body)
 
     def _submit(self, body: bytes, deadline: float) -> asyncio.Future[Reply | None]:
-        loop = asyncio.get_running_loop()
         job = self._pool.submit(worker.work, body, deadline)
-        self._open += 1
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        with self._lock:
+            self._open += 1
+        job.add_done_callback(self._ended)
         return asyncio.wrap_future(job)
 
-    def _ended(self) -> None:
-        self._open -= 1
+    def _ended(self, job: Future[Reply | None]) -> None:
+        with self._lock:
+            self._open -= 1
 
-    def _restart(self) -> None:
-        """New workers instead of a pool that lost one. Of several calls that saw it break, the first comes here."""
-        if not self.facts:
+    def _restart(self, pool: Executor) -> None:
+        """New workers instead of a pool that lost one, which several calls may have seen."""
+        if pool is not self._pool:
             return
         _log.error("a worker was lost; starting anew")
-        self.facts = {}
-        self.metrics.ready.set(0)
+        self._set_ready(False)
         self._stats.clear()
-        self._pool.shutdown(wait=False)
+        pool.shutdown(wait=False)
         self._pool = self._make_pool()
         for _ in range(self.config.workers):
             self._pool.submit(worker.load).add_done_callback(self._loaded)
@@ -121,7 +129,11 @@ class Service:
     def _loaded(self, loaded: Future[dict[str, Any]]) -> None:
         self.facts = loaded.result()
         self.metrics.model.info({name: str(value) for name, value in self.facts.items()})
-        self.metrics.ready.set(1)
+        self._set_ready(True)
+
+    def _set_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self.metrics.ready.set(ready)
 
     def _count(self, reply: Reply) -> None:
         metrics = self.metrics
@@ -134,10 +146,13 @@ class Service:
         if reply.status in (413, 422):
             metrics.rejected.labels("invalid").inc()
         self._stats[reply.process] = reply.stats
+        if not self.ready:
+            self._set_ready(True)
 
 
 def create_app(service: Service) -> Any:
     """The routes of a service: POST /score, GET /health, /ready, /metrics, /openapi.json."""
+    responses = require("fastapi.responses", extra="serve")
     app = fastapi.FastAPI(title="vista", docs_url=None, redoc_url=None)
     body = {"content": {"application/json": {"schema": ScoreCall.model_json_schema()}}, "required": True}
 
@@ -148,9 +163,7 @@ def create_app(service: Service) -> Any:
         return {"alive": True}
 
     async def ready() -> Any:
-        return fastapi.responses.JSONResponse(
-            {"ready": bool(service.facts)} | service.facts, 200 if service.facts else 503
-        )
+        return responses.JSONResponse({"ready": service.ready} | service.facts, 200 if service.ready else 503)
 
     async def metrics() -> Any:
         text, kind = service.metrics.text()

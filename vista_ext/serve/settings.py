@@ -145,7 +145,7 @@ def load_service_config(path: Path | str | None = None, overrides: Sequence[str]
 
 
 def open_store(address: str, spec: StoreSpec, redis: RedisSettings) -> SummaryStore:
-    """The store at an address, a folder or a URL as `RedisConfig` takes it ("": that of VISTA_REDIS_URL), to read `spec`.
+    """The store at an address, a folder or a URL as `RedisConfig` takes it ("": VISTA_REDIS_URL), to read `spec`.
 
     Raises:
         ValueError: an address with credentials in it, which every process list would show.

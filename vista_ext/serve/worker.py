@@ -37,7 +37,7 @@ _STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
 _READ = ReadPolicy(on_miss="flag", on_version_mismatch="accept", on_damage="miss", on_unavailable="miss")
 
 
-class ScoreRequest(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+class ScoreRequest(pydantic.BaseModel):  # type: ignore[name-defined]
     """A user and the candidates to score: ids of the store and of the model. A context feature is one value for all
     candidates, or one for each; 0 where it is not given."""
 
@@ -47,7 +47,7 @@ class ScoreRequest(pydantic.BaseModel):  # type: ignore[misc, name-defined]
     context: dict[str, _INT64 | list[_INT64]] = {}  # noqa: RUF012  (pydantic copies defaults)
 
 
-class ScoreCall(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+class ScoreCall(pydantic.BaseModel):  # type: ignore[name-defined]
     """The body of POST /score."""
 
     model_config = _STRICT
@@ -175,8 +175,8 @@ class Worker:
             if name not in self.manifest.context:
                 raise CallError(422, f"{where}.context: expected {list(self.manifest.context)}, found {name!r}"[:500])
             if isinstance(given, list) and len(given) != len(request.items):
-                found = f"{len(request.items)} values, one for each item, found {len(given)}"
-                raise CallError(422, f"{where}.context.{name}: expected {found}")
+                wanted = f"{len(request.items)} values, one for each item"
+                raise CallError(422, f"{where}.context.{name}: expected {wanted}, found {len(given)}")
             listed = given if isinstance(given, list) else [given]
             values[f"context.{name}"] = listed, self.manifest.context[name] - 1
         for name, (listed, last) in values.items():
@@ -292,7 +292,12 @@ def configure(settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # And none outlives a service that was killed.
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def load() -> dict[str, Any]:
