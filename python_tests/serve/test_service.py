@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from python_tests.servers import RedisServer
 from vista_ext import ops
+from vista_ext._extras import MissingExtraError
 from vista_ext.runs import Run
 from vista_ext.serve import worker
 from vista_ext.serve.requests import score_requests
-from vista_ext.serve.service import Service, create_app
+from vista_ext.serve.service import Service, create_app, serve
 from vista_ext.serve.settings import load_service_config, open_store, store_address
 from vista_ext.serve.worker import Settings
 from vista_ext.store import LmdbStore, RedisConfig, RedisStore, StoreError, StoreSpec
@@ -307,6 +309,12 @@ BAD_CONFIGS = {
 def test_bad_configurations_are_named(override):
     with pytest.raises(ConfigError, match=BAD_CONFIGS[override].replace(".", r"\.")):
         load_service_config(None, [override])
+
+
+def test_the_extra_is_named(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtraError, match=r"'uvicorn' is needed here .*pip install '\.\[serve\]'"):
+        serve(Settings(str(trained), "", load_service_config()))
 
 
 def test_where_a_store_is(tmp_path, monkeypatch):
