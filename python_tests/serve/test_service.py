@@ -46,7 +46,7 @@ class Held(ThreadPoolExecutor):
 @pytest.fixture
 def start(trained, stored):
     """Starts a service in this process; gives its application."""
-    services = []
+    services, workers = [], []
 
     def starting(*overrides, store=stored, executor=ThreadPoolExecutor):
         config = load_service_config(None, ["limits.timeout=20", *overrides])
@@ -54,12 +54,14 @@ def start(trained, stored):
         service = Service(config, lambda: executor(1, initializer=worker.configure, initargs=(settings,)))
         services.append(service)
         service.start()
+        workers.append(worker._worker)
         return create_app(service)
 
     yield starting
     for service in services:
         service.stop()
-        worker._worker.cache._store._store and worker._worker.cache._store._store.close()
+    for made in workers:
+        made.store.close()
 
 
 @asynccontextmanager
@@ -94,13 +96,13 @@ def metrics(app):
 
 def test_scores(start, trained, stored):
     run = Run.open(trained)
+    items = [run.dataset.item_sources[i - 1] for i in (1, 2, 50)]
+    run.config.store.path = str(stored)
+    expected = score_requests(run, [(run.dataset.user_sources[3], item, {}) for item in items])
     (answer,) = call(start(), VALID)
     assert answer.status_code == 200
     found = answer.json()
     known, unknown = found["results"]
-    items = [run.dataset.item_sources[i - 1] for i in (1, 2, 50)]
-    run.config.store.path = str(stored)
-    expected = score_requests(run, [(run.dataset.user_sources[3], item, {}) for item in items])
     assert torch.allclose(torch.tensor(known["scores"]), torch.tensor([row for _, _, row in expected]), atol=1e-6)
     assert known["event_time"] == int(run.dataset.end_of_events(3)) and not known["degraded"]
     assert unknown["degraded"] and unknown["reason"] == "unknown_user" and unknown["event_time"] is None

@@ -131,4 +131,6 @@ def compile_program(program: Stage2Program, manifest: Manifest, path: Path) -> N
     )
     with torch.no_grad():
         exported = torch.export.export(program, example, dynamic_shapes=shapes)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+        # As many threads as whoever loads the code wants, not as this process happens to have.
+        options = {"cpp.dynamic_threads": True}
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)

@@ -66,6 +66,9 @@ class Service:
             self._count(reply)
         except CallError as error:
             status, body = error.status, error_body(str(error))
+        except Exception:  # of a worker that could not load, such as a store of another layout
+            _log.exception("a call failed")
+            status, body = 500, error_body("the call failed")
         self.metrics.calls.labels(str(status)).inc()
         self.metrics.seconds.observe(time.monotonic() - begin)
         headers = {"Retry-After": _RETRY_SECONDS} if status in (429, 503) else None

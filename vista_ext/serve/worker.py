@@ -115,6 +115,11 @@ class LateStore:
             _log.warning("%s", error)
             raise StoreUnavailableError(str(error)) from error
 
+    def close(self) -> None:
+        """Close the store, if it is open."""
+        if self._store is not None:
+            self._store.close()
+
 
 class Worker:
     """A stage 2 with its summaries.
@@ -126,7 +131,7 @@ class Worker:
     """
 
     def __init__(self, stage2: Any, store: LateStore, config: ServiceConfig) -> None:
-        self.stage2, self.config = stage2, config
+        self.stage2, self.store, self.config = stage2, store, config
         self.manifest: Manifest = stage2.manifest
         cache = config.cache
         self.cache = HotCache(
