@@ -1,9 +1,11 @@
 """An exported stage 2 against the model that it came from, with and without Python, and packages that are damaged."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from vista_ext.data.batch import Candidates, Histories
 from vista_ext.models import FeatureSchema, Vista, VistaConfig
 from vista_ext.runs import Run
 from vista_ext.serve.export import LiveModel, Stage2Program
-from vista_ext.serve.package import Package, PackageError
+from vista_ext.serve.package import Manifest, Package, PackageError, sealed
 from vista_ext.yaml_config import ConfigError
 
 # slots, users (some without a slot), candidates of each request
@@ -126,7 +128,9 @@ def flip_a_byte(folder):
 def set_to(name, value):
     def change(folder):
         file = folder / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+        values = json.loads(file.read_text())
+        del values["crc32"], values["format"]
+        file.write_text(sealed(values | {name: value}))
 
     return change
 
@@ -135,7 +139,7 @@ DAMAGES = {
     "code": (flip_a_byte, "stage2.pt2: expected SHA-256 .* damaged"),
     "no code": (lambda folder: (folder / "stage2.pt2").unlink(), "expected an exported model"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: Expecting"),
-    "format": (set_to("format", 2), "expected format 1"),
+    "format": (lambda folder: (folder / "manifest.json").write_text('{"format": 2}'), "expected format 1"),
     "key": (set_to("surprise", 2), "expected the keys"),
     "kind": (set_to("num_items", "50"), "num_items must be a int, found '50'"),
     "context": (set_to("context", {"tab": 0}), "context must be numbers of values"),
@@ -153,6 +157,18 @@ def test_a_damaged_package_is_refused(package, tmp_path, damage):
     change(folder)
     with pytest.raises(PackageError, match=message):
         Package(folder)
+
+
+def test_broken_bytes_of_a_manifest_are_refused(package):
+    text, draw = (package / "manifest.json").read_bytes(), random.Random(0)
+    whole = Manifest.from_json(text.decode(), "here")
+    for _ in range(500):
+        broken = bytearray(text)
+        for _ in range(draw.randint(1, 3)):
+            broken[draw.randrange(len(broken))] ^= 1 << draw.randrange(8)
+        broken = bytes(broken)[: draw.choice([None, draw.randrange(len(text))])]
+        with suppress(PackageError):
+            assert Manifest.from_json(broken.decode("utf-8", "replace"), "here") == whole  # white space, then
 
 
 def test_what_a_store_does_not_hold_cannot_be_served(live):

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import random
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,12 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from python_tests.servers import RedisServer
 from vista_ext import ops
 from vista_ext._extras import MissingExtraError
+from vista_ext.models import Candidates, FeatureSchema, Vista, VistaConfig
 from vista_ext.runs import Run
 from vista_ext.serve import worker
+from vista_ext.serve.export import LiveModel
 from vista_ext.serve.requests import score_requests
 from vista_ext.serve.service import Service, create_app, serve
 from vista_ext.serve.settings import load_service_config, open_store, store_address
-from vista_ext.serve.worker import Settings
+from vista_ext.serve.worker import LateStore, Settings
 from vista_ext.store import LmdbStore, RedisConfig, RedisStore, StoreError, StoreSpec
 from vista_ext.yaml_config import ConfigError
 
@@ -208,6 +213,89 @@ def test_old_and_other_summaries(start, trained, tmp_path, choice):
         assert other["reason"] == "other_version" and unknown["reason"] == "unknown_user"
         assert other["event_time"] == (now if choice == "accept" else None)
         assert (other["scores"] == unknown["scores"]) == (choice == "default")
+
+
+@pytest.fixture
+def contextual(tmp_path):
+    """A model with context features and two tasks, and a worker that serves it to user 0."""
+    torch.manual_seed(0)
+    model = Vista(FeatureSchema(50, 3, {}, {"tab": 3, "hour": 24}, ("click", "like")), VistaConfig()).eval()
+    spec = StoreSpec("int4", model.config.num_seeds, model.config.dim, model_version=3)
+    live = LiveModel(SimpleNamespace(vista=model, store_spec=lambda: spec, device="cpu"))
+    make_store(tmp_path / "store", spec, [1000])
+    config = load_service_config()
+    store = LateStore(spec, lambda: open_store(str(tmp_path / "store"), spec, config.redis))
+    yield model, worker.Worker(live, store, config)
+    store.close()
+
+
+def test_context(contextual):
+    model, serving = contextual
+    one = {"user": 0, "items": [7, 8], "context": {"hour": [5, 23], "tab": 2}}
+    reply = serving.answer(
+        json.dumps({"requests": [one, {"user": 0, "items": [9]}, {"user": 1, "items": []}]}).encode()
+    )
+    found = [torch.tensor(result["scores"]) for result in json.loads(reply.body)["results"]]
+    rows = serving.cache.find(torch.tensor([0])).rows
+    spec = serving.manifest.spec
+    summaries = ops.dequantize_rows(rows, spec.tokens, spec.dim, scheme=spec.scheme)
+    context = torch.tensor([[2, 5], [2, 23], [0, 0]])
+    candidates = Candidates(torch.tensor([0, 2, 3]), 2, torch.tensor([7, 8, 9]), context)
+    with torch.no_grad():
+        expected = model.score(summaries, candidates, torch.tensor([0, 0])).sigmoid()
+    assert torch.allclose(torch.cat(found[:2]), expected, atol=1e-6) and len(found[2]) == 0
+    assert reply.candidates == 3 and reply.reasons == {"unknown_user": 1}
+
+
+@pytest.mark.parametrize(
+    "context, message",
+    {
+        "minute": ({"minute": 1}, r"requests.0.context: expected ['tab', 'hour'], found 'minute'"),
+        "kind": ({"tab": "1"}, "requests.0.context.tab: expected an integer, or one for each item"),
+        "bool": ({"tab": True}, "requests.0.context.tab: expected an integer, or one for each item"),
+        "length": ({"tab": [1]}, "requests.0.context.tab: expected an integer, or one for each item"),
+        "range": ({"tab": [0, 3]}, "requests.0.context.tab: expected ids from 0 to 2, found 3"),
+        "huge": ({"hour": 10**300}, "requests.0.context.hour: expected ids from 0 to 23"),
+    }.values(),
+)
+def test_bad_context_is_named(contextual, context, message):
+    reply = contextual[1].answer(json.dumps({"requests": [{"user": 0, "items": [1, 2], "context": context}]}).encode())
+    assert reply.status == 422 and json.loads(reply.body)["error"].startswith(message)
+
+
+def test_a_megabyte_of_mistakes_is_soon_refused(contextual):
+    """Not one error for each, which would keep a worker busy for seconds."""
+    begin = time.monotonic()
+    for body in (
+        b'{"requests": [' + b"1," * 400_000 + b"1]}",
+        b'{"requests": [{"user": 1, "items": [' + b'"",' * 300_000 + b"1]}]}",
+        json.dumps({"requests": [{"user": 1, "items": [], "context": {f"{i}": "" for i in range(80_000)}}]}).encode(),
+        b"[" * 1_000_000,
+        b'{"requests": [{"user": ' + b"9" * 1_000_000 + b"}]}",
+    ):
+        assert contextual[1].answer(body).status == 422
+    assert time.monotonic() - begin < 2
+
+
+def test_broken_bytes_of_a_call_are_an_answer(contextual):
+    call, draw = {"user": -12345, "items": [7, 8], "context": {"hour": [5, 23], "tab": 2}}, random.Random(0)
+    text, statuses = json.dumps({"requests": [call, {"user": 0, "items": [9]}]}).encode(), Counter()
+    for _ in range(500):
+        broken = bytearray(text)
+        for _ in range(draw.randint(1, 3)):
+            at = draw.randrange(len(broken))
+            broken[at] = draw.choice([broken[at] ^ (1 << draw.randrange(8)), draw.choice(b'0-9e[]{},:"\x00\xff')])
+        reply = contextual[1].answer(bytes(broken)[: draw.choice([None, None, draw.randrange(len(text))])])
+        statuses[reply.status] += 1
+        assert reply.status in (200, 422), broken
+        json.loads(reply.body)
+    assert statuses[200] > 3 and statuses[422] > 200
+
+
+def test_a_score_that_is_not_finite_is_an_error(contextual):
+    serving = contextual[1]
+    serving.stage2.program.ranker.head.mlp[-1].bias.fill_(float("nan"))
+    assert serving.answer(b'{"requests": [{"user": 0, "items": [1]}]}').status == 500
 
 
 @pytest.fixture

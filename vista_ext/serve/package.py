@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """As the file holds it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps({"format": FORMAT, **values, "spec": self.spec.to_dict()}, indent=1) + "\n"
+        return sealed({f.name: getattr(self, f.name) for f in fields(self)} | {"spec": self.spec.to_dict()})
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
@@ -67,6 +67,9 @@ class Manifest:
             values = json.loads(text)
             if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
                 raise ValueError(f"expected format {FORMAT}")
+            expected, found = values.pop("crc32", None), _crc32(values)
+            if expected != found:
+                raise ValueError(f"expected CRC-32 {expected!r}, found {found}: damaged")
             kinds: dict[str, type] = {f.name: str for f in fields(cls)}
             kinds |= {"spec": dict, "num_items": int, "context": dict, "tasks": list}
             if set(values) != set(kinds):
@@ -148,6 +151,15 @@ class Package:
         """Logits `[m, tasks]`; arguments as of `Stage2Program.forward`, checked."""
         self.manifest.check(*arguments)
         return self._code.boxed_run(list(arguments))[0]
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """A manifest's values as JSON, with a checksum."""
+    return json.dumps({"format": FORMAT, "crc32": _crc32(values), **values}, indent=1) + "\n"
+
+
+def _crc32(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def file_digest(path: Path) -> str:

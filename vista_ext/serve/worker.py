@@ -32,26 +32,27 @@ pydantic = require("pydantic", extra="serve")
 _log = logging.getLogger(__name__)
 
 _INT64 = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
+_FIRST = pydantic.Field(fail_fast=True)  # one error is enough: a megabyte of them would take seconds
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid")
 # Nothing is an error below the service's own policy, which says what a request gets.
 _READ = ReadPolicy(on_miss="flag", on_version_mismatch="accept", on_damage="miss", on_unavailable="miss")
 
 
 class ScoreRequest(pydantic.BaseModel):  # type: ignore[name-defined]
-    """A user and the candidates to score: ids of the store and of the model. A context feature is one value for all
-    candidates, or one for each; 0 where it is not given."""
+    """A user and the candidates to score: ids of the store and of the model. A context feature is one integer for all
+    candidates, or a list with one for each; 0 where it is not given."""
 
     model_config = _STRICT
     user: _INT64
-    items: list[_INT64]
-    context: dict[str, _INT64 | list[_INT64]] = {}  # noqa: RUF012  (pydantic copies defaults)
+    items: Annotated[list[_INT64], _FIRST]
+    context: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies defaults)
 
 
 class ScoreCall(pydantic.BaseModel):  # type: ignore[name-defined]
     """The body of POST /score."""
 
     model_config = _STRICT
-    requests: Annotated[list[ScoreRequest], pydantic.Field(min_length=1)]
+    requests: Annotated[list[ScoreRequest], pydantic.Field(min_length=1), _FIRST]
 
 
 class CallError(Exception):
@@ -179,10 +180,10 @@ class Worker:
         for name, given in request.context.items():
             if name not in self.manifest.context:
                 raise CallError(422, f"{where}.context: expected {list(self.manifest.context)}, found {name!r}"[:500])
-            if isinstance(given, list) and len(given) != len(request.items):
-                wanted = f"{len(request.items)} values, one for each item"
-                raise CallError(422, f"{where}.context.{name}: expected {wanted}, found {len(given)}")
             listed = given if isinstance(given, list) else [given]
+            fits = not isinstance(given, list) or len(given) == len(request.items)
+            if not fits or not all(type(value) is int for value in listed):
+                raise CallError(422, f"{where}.context.{name}: expected an integer, or one for each item")
             values[f"context.{name}"] = listed, self.manifest.context[name] - 1
         for name, (listed, last) in values.items():
             if listed and not (min(listed) >= 0 and max(listed) <= last):
