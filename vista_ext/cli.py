@@ -13,6 +13,7 @@ from vista_ext._extras import MissingExtraError, require
 try:
     typer = require("typer", extra="run")
     from vista_ext.delivery.commands import register as register_delivery
+    from vista_ext.serve.commands import register as register_serving
 except MissingExtraError as error:
     sys.exit(str(error))
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Turn a public data set, or your own log, into the event format.")
 app.add_typer(data_app, name="import")
 register_delivery(app)
+register_serving(app)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as train.epochs=3", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 from vista_ext._extras import require
 from vista_ext.models.config import PRESETS, VistaConfig
 from vista_ext.store import StoreSpec
+from vista_ext.yaml_config import ConfigError, read_config
 
 FILE = "run.yaml"  # of a run's folder
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used: names the key, what was expected and what was found."""
 
 
 @dataclass
@@ -159,27 +155,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         ConfigError: for a file or an override that cannot be read, a key that does not exist, a value of the wrong
             type or out of range.
     """
-    omegaconf = require("omegaconf", extra="run")
-    for override in overrides:
-        if not re.match(r"[A-Za-z_]\w*(\.\w+)*=", override):
-            raise ConfigError(f"override must look like key=value, found {override!r}")
-    merged = omegaconf.OmegaConf.structured(RunConfig)
-    where = "overrides"
-    try:
-        if path is not None:
-            where = str(path)
-            given = omegaconf.OmegaConf.load(path)
-            if not isinstance(given, omegaconf.DictConfig):
-                raise ConfigError(f"{path}: expected keys and values, found a list")
-            merged = omegaconf.OmegaConf.merge(merged, given)
-        where = "overrides"
-        merged = omegaconf.OmegaConf.merge(merged, omegaconf.OmegaConf.from_dotlist(list(overrides)))
-        config: RunConfig = omegaconf.OmegaConf.to_object(merged)
-    except omegaconf.errors.OmegaConfBaseException as error:
-        key = f" {error.full_key}:" if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{where}:{key} {str(error).splitlines()[0]}") from error
-    except (OSError, UnicodeDecodeError, require("yaml", extra="run").YAMLError) as error:
-        raise ConfigError(f"{where}: expected a YAML file, found: {' '.join(str(error).split())}") from error
+    config = read_config(RunConfig, path, overrides)
     check_config(config)
     return config
 
