@@ -51,7 +51,7 @@ def test_publish_and_consume(tmp_path, nats, monkeypatch):
     options.write_text("options: {name: '${oc.env:USER_OF_THE_QUEUE}'}\npatience: 5\n")
     monkeypatch.setenv("USER_OF_THE_QUEUE", "vista")
     told = vista("publish", tmp_path / "source", address, "--options", options).stdout
-    assert told.startswith("500 messages: 500 written, 0 not newer, 0 poison skipped; lag 0; ")
+    assert told.startswith("500 messages: 500 written, 0 not newer, 0 erasures, 0 poison skipped; lag 0; ")
     fill(tmp_path / "source", range(490, 510), 2)
     assert vista("publish", tmp_path / "source", address).stdout.startswith("20 messages")  # what changed since
     told = vista("consume", address, tmp_path / "target", "--idle", "1", *LAYOUT).stdout
@@ -137,7 +137,7 @@ def test_a_poison_record_is_reported(tmp_path, here, caplog):
     arguments = ["consume", f"feed:{tmp_path}/source", tmp_path / "target", "--idle", "0", *LAYOUT]
     assert here(*arguments).startswith("vista: 1 of 3 messages cannot be used, such as change 1: key b'0': ")
     told = here(*arguments, "--on-poison", "skip")
-    assert told.startswith("2 messages: 2 written, 0 not newer, 1 poison skipped; lag 0; ")
+    assert told.startswith("2 messages: 2 written, 0 not newer, 0 erasures, 1 poison skipped; lag 0; ")
     assert "skipped a message that cannot be used: change 1" in caplog.text
 
 
