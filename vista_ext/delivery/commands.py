@@ -243,7 +243,11 @@ def _options(path: Path | None) -> dict[str, Any]:
 
 def _ids(path: Path) -> list[int]:
     found = []
-    for number, line in enumerate(path.read_text().split("\n"), 1):
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--file: {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
         if text := line.strip():
             try:
                 found.append(int(text))
