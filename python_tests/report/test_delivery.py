@@ -21,6 +21,9 @@ from vista_ext.report.tables import replace_section
 from vista_ext.serve.compare import AGES, PRECISIONS, Delivery
 
 
+SOME = (*AGES[:3], *AGES[5:6])
+
+
 def delivery(seed=0, rows=500):
     """Logits that get noisier with the age, and a little with int4."""
     draw = torch.Generator().manual_seed(seed)
@@ -28,8 +31,8 @@ def delivery(seed=0, rows=500):
     direct = 2 * labels - 1 + torch.randn(rows, generator=draw)
     ways = {
         (precision, age): direct
-        + (0.1 * AGES.index(age) + 0.01 * (precision == "int4")) * torch.randn(rows, generator=draw)
-        for age in AGES
+        + (0.1 * SOME.index(age) + 0.01 * (precision == "int4")) * torch.randn(rows, generator=draw)
+        for age in SOME
         for precision in PRECISIONS
     }
     lengths = torch.randint(0, 400, (rows,), generator=draw)
@@ -48,7 +51,7 @@ def test_every_row_is_in_one_bucket():
 def test_buckets_sum_to_the_whole():
     one = delivery()
     measured = Measured(0, 0, records_of(one))
-    for age in map(str, AGES):
+    for age in map(str, SOME):
         parts = [measured.record("int8", age, b) for b in measured.values("events before") if b != ALL]
         whole = measured.record("int8", age)
         assert sum(part["rows"] for part in parts) == whole["rows"] == 500
@@ -70,8 +73,9 @@ def test_tables_have_means_and_spreads_of_each_variant():
     alone = [m.record("float32", "1 h")["ne"] for m in runs if not m.recent]
     row = next(row for row in by_age.rows if row[0] == "summary, 1 h old")
     assert row[2] == spread(alone) == f"{sum(alone) / 2:.4f} ± {abs(alone[0] - alone[1]) / math.sqrt(2):.4f}"
-    assert len(by_precision.columns) == 1 + 2 * 4 and len(by_precision.rows) == 2 * 8
-    assert [row[0] for row in by_length.rows] == [ALL, "0-9", "10-29", "30-99", "100-299", "300+"]
+    assert len(by_precision.columns) == 1 + 2 * 4 and len(by_precision.rows) == 2 * 4
+    assert [row[0] for row in by_length.rows[::2]] == [ALL, "0-9", "10-29", "30-99", "100-299", "300+"]
+    assert by_length.rows[1][2:4] == ["summary + 20 newest events", by_age.rows[0][5]]
     assert change_of(runs[:1], "ne", "float32", "fresh") == "0.0"
     assert all(len(row) == len(table.columns) for table in (by_age, by_precision, by_length) for row in table.rows)
     other = Measured(2, 0, records_of(delivery(rows=400)))

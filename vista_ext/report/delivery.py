@@ -164,15 +164,12 @@ def _by_length(variants: dict[str, list[Measured]]) -> Table:
     ages, all_rows = first.values("age"), _rows(first)
     rows: list[list[object]] = []
     for bucket in first.values("events before"):
-        record = first.record("float32", ages[0], bucket)
-        row: list[object] = [bucket, f"{100 * record['rows'] / all_rows:.1f} %"]
-        for runs in variants.values():
-            row.append(spread([m.record("float32", ages[0], bucket)["direct ne"] for m in runs]))
-            row += [change_of(runs, "ne", "float32", age, bucket) for age in ages]
-        rows.append(row)
-    columns = ["events before", "rows"]
-    for variant in variants:
-        columns += [f"{variant}: NE from the history", *(f"{variant}: {age}" for age in ages)]
+        share = f"{100 * first.record('float32', ages[0], bucket)['rows'] / all_rows:.1f} %"
+        for variant, runs in variants.items():
+            direct = spread([m.record("float32", ages[0], bucket)["direct ne"] for m in runs])
+            rows.append([bucket, share, variant, direct])
+            rows[-1] += [change_of(runs, "ne", "float32", age, bucket) for age in ages]
+    columns = ["events before", "rows", "model", "NE from the history", *ages]
     return Table("by history length, float32: change of NE, in 0.0001", columns, rows)
 
 
@@ -190,7 +187,8 @@ def change_of(runs: Sequence[Measured], metric: str, precision: str, age: str, b
 def spread(values: Sequence[float], digits: int = 4) -> str:
     """Mean and, of several, sample standard deviation."""
     more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{more}"
+    mean = round(statistics.mean(values), digits) + 0.0  # no minus before a zero
+    return f"{mean:.{digits}f}{more}"
 
 
 def _runs(variants: dict[str, list[Measured]]) -> str:
