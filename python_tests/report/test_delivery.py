@@ -20,7 +20,6 @@ from vista_ext.report.pictures import draw_delivery
 from vista_ext.report.tables import replace_section
 from vista_ext.serve.compare import AGES, PRECISIONS, Delivery
 
-
 SOME = (*AGES[:3], *AGES[5:6])
 
 
