@@ -71,7 +71,10 @@ def test_study(tiny_data, tmp_path):
         (["train", "run.yaml", "--device", "xpu:99"], "--device must be a torch device that can be used here"),
         (["evaluate", ".", "--device", "meta"], "--device must be a torch device that can be used here, found 'meta'"),
         (["summarize", "."], "expected the folder of a run, with a run.yaml"),
-        (["evaluate", ".", "--staleness", "x"], "--staleness must be integers, comma-separated, found 'x'"),
+        (
+            ["evaluate", ".", "--staleness", "x"],
+            "--staleness: an age must be a number of events, or of s, m, h or d such as 2h, found 'x'",
+        ),
         (["import", "movielens", "nowhere", "data"], "nowhere"),
         (["demo", "--folder", "d", "--epochs", "0"], "train.epochs must be a finite number above 0, found 0"),
         (["demo", "--folder", "d", "--users", "-5"], "--users must be at least 1, found -5"),

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from vista_ext._extras import MissingExtraError, require
 
@@ -133,24 +133,34 @@ def evaluate(
     run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="what to score")] = "test",
-    staleness: Annotated[str, typer.Option(help="events that a stale summary misses")] = "0,5,20,50",
+    staleness: Annotated[
+        str, typer.Option(help="ages of summaries at a request: events they miss, or time such as 2h")
+    ] = "0,1,5,20,100,1h,2h,1d",
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="another run on this data, such as another seed; repeat for more")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="draw pictures into the run's folder")] = False,
+    page: Annotated[Path | None, typer.Option(help="Markdown page to put tables and curves of delivery into")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Quality beside the floors: from histories, from the store, by precision and by staleness."""
-    from vista_ext.report.evaluation import draw, evaluation
+    """Quality beside the floors: from histories, from the store, by precision, age of summaries and history length."""
+    from vista_ext.models import Vista
+    from vista_ext.report.evaluation import delivery, draw, evaluation, write_page
     from vista_ext.report.tables import save_tables
     from vista_ext.runs import Run
 
-    missing = _integers("--staleness", staleness)
-    opened = Run.open(run, overrides or (), device)
-    tables = evaluation(opened, split, missing)
+    ages = _ages("--staleness", staleness)
+    runs = [Run.open(run, overrides or (), device), *(Run.open(folder, (), device) for folder in beside or ())]
+    tables, files = evaluation(runs[0], split), []
+    if isinstance(runs[0].model, Vista):
+        measured, under_delivery = delivery(runs, split, ages)
+        tables += under_delivery
+        files += write_page(page, runs, measured, under_delivery) if page else []
     for table in tables:
         table.show()
     save_tables(run / "evaluation.json", tables)
-    if pictures:
-        for file in draw(opened):
-            print(file)
+    for file in [*files, *(draw(runs[0]) if pictures else ())]:
+        print(file)
 
 
 @app.command()
@@ -184,8 +194,8 @@ def study(
 ) -> None:
     """Train several models with several seeds, everything else equal; prints the table as Markdown too."""
     from vista_ext.config import load_config
-    from vista_ext.report.study import markdown
     from vista_ext.report.study import study as run_study
+    from vista_ext.report.tables import markdown
 
     counts = _integers("--seed-counts", seed_counts) if seed_counts else []
     base = load_config(config, overrides or ())
@@ -299,6 +309,15 @@ def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
         if not (name and equals and column):
             raise ValueError(f"{option} must look like name=column, found {name + equals + column!r}")
     return {name: column for name, _, column in pairs}
+
+
+def _ages(option: str, text: str) -> list[Any]:
+    from vista_ext.serve.staleness import Age
+
+    try:
+        return list(dict.fromkeys(map(Age.parse, text.split(","))))
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -2,8 +2,10 @@ import multiprocessing
 
 import pytest
 
+from python_tests.delivery.queues import Queue, names, nats_queue
 from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC
+from vista_ext.delivery import FeedConsumer, FeedProducer
 from vista_ext.store import LmdbStore
 
 
@@ -36,3 +38,25 @@ def kafka():
 def target(tmp_path):
     with LmdbStore.create(tmp_path / "target", SPEC) as store:
         yield store
+
+
+@pytest.fixture(params=["feed", "nats", pytest.param("kafka", marks=pytest.mark.slow)])
+def queue(request, tmp_path):
+    name = next(names)
+    if request.param == "feed":
+        with LmdbStore.create(tmp_path / "source", SPEC) as source:
+            yield Queue("feed", lambda: FeedProducer(source), lambda group="g": FeedConsumer(source, group))
+        return
+    if request.param == "nats":
+        server = request.getfixturevalue("nats")
+        yield nats_queue(server, name)
+        return
+    address = request.getfixturevalue("kafka")
+    from vista_ext.delivery.kafka import KafkaConsumer, KafkaProducer
+
+    options = {"session.timeout.ms": 6000, "topic.metadata.refresh.interval.ms": 200}
+    yield Queue(
+        "kafka",
+        lambda **o: KafkaProducer(address, name, SPEC, **o),
+        lambda group="g", **o: KafkaConsumer(address, name, SPEC, group, options=options, **o),
+    )

@@ -51,7 +51,7 @@ def test_publish_and_consume(tmp_path, nats, monkeypatch):
     options.write_text("options: {name: '${oc.env:USER_OF_THE_QUEUE}'}\npatience: 5\n")
     monkeypatch.setenv("USER_OF_THE_QUEUE", "vista")
     told = vista("publish", tmp_path / "source", address, "--options", options).stdout
-    assert told.startswith("500 messages: 500 written, 0 not newer, 0 poison skipped; lag 0; ")
+    assert told.startswith("500 messages: 500 written, 0 not newer, 0 erasures, 0 poison skipped; lag 0; ")
     fill(tmp_path / "source", range(490, 510), 2)
     assert vista("publish", tmp_path / "source", address).stdout.startswith("20 messages")  # what changed since
     told = vista("consume", address, tmp_path / "target", "--idle", "1", *LAYOUT).stdout
@@ -118,12 +118,32 @@ def test_snapshots(tmp_path, here):
     told = here("snapshot", "import", tmp_path / "two", tmp_path / "some", "--first", "10", "--last", "19")
     assert told.startswith("10 summaries") and set(read(tmp_path / "some")) == {(u, 3) for u in range(10, 20)}
     told = here("snapshot", "diff", tmp_path / "one", tmp_path / "two")
-    assert told == "95 same, 5 added, 0 removed, 5 newer, 0 older, 0 rewritten\n"
+    assert told == "95 same, 5 added, 0 removed, 5 newer, 0 older, 0 rewritten, 0 erased\n"
     listed = here("snapshot", "diff", tmp_path / "one", tmp_path / "two", "--users").splitlines()
     assert listed[0] == "user_id,model_version,change,event_time_before,event_time_after"
     assert sorted(listed[1:]) == sorted(
         [*(f"{u},3,newer,1,2" for u in range(95, 100)), *(f"{u},3,added,,2" for u in range(100, 105))]
     )
+
+
+def test_erase(tmp_path, here):
+    fill(tmp_path / "store", range(5), 1)
+    here("snapshot", "export", tmp_path / "store", tmp_path / "one", "--buckets", "2")
+    consume = ["consume", f"feed:{tmp_path}/store", tmp_path / "target", "--idle", "0", *LAYOUT]
+    assert here(*consume).startswith("5 messages: 5 written")
+    (tmp_path / "users").write_text("3\n\n 77 \n")
+    told = here("erase", tmp_path / "store", "2", "3", "--file", tmp_path / "users", "--until", "1")
+    assert told == "3 users erased until 1, 2 summaries removed\n"
+    assert here(*consume).startswith("3 messages: 0 written, 0 not newer, 3 erasures, ")
+    assert set(read(tmp_path / "target")) == {(0, 3), (1, 3), (4, 3)} == set(read(tmp_path / "store"))
+    here("snapshot", "export", tmp_path / "store", tmp_path / "two", "--buckets", "2")
+    told = here("snapshot", "diff", tmp_path / "one", tmp_path / "two")
+    assert told == "3 same, 0 added, 2 removed, 0 newer, 0 older, 0 rewritten, 3 erased\n"
+    assert "77,,erased,,1" in here("snapshot", "diff", tmp_path / "one", tmp_path / "two", "--users")
+    assert here("snapshot", "import", tmp_path / "one", tmp_path / "target").startswith("3 summaries written")
+    now = int(time.time())
+    until = int(here("erase", tmp_path / "store", "0").split()[4].rstrip(","))
+    assert now <= until <= now + 60
 
 
 def test_a_poison_record_is_reported(tmp_path, here, caplog):
@@ -137,7 +157,7 @@ def test_a_poison_record_is_reported(tmp_path, here, caplog):
     arguments = ["consume", f"feed:{tmp_path}/source", tmp_path / "target", "--idle", "0", *LAYOUT]
     assert here(*arguments).startswith("vista: 1 of 3 messages cannot be used, such as change 1: key b'0': ")
     told = here(*arguments, "--on-poison", "skip")
-    assert told.startswith("2 messages: 2 written, 0 not newer, 1 poison skipped; lag 0; ")
+    assert told.startswith("2 messages: 2 written, 0 not newer, 0 erasures, 1 poison skipped; lag 0; ")
     assert "skipped a message that cannot be used: change 1" in caplog.text
 
 
@@ -163,6 +183,9 @@ def test_a_poison_record_is_reported(tmp_path, here, caplog):
         (["consume", "feed:source", "store", "--options", "no.yaml"], "--options: no.yaml: "),
         (["consume", "feed:other", "store"], "tokens: expected 4, found 2"),
         (["consume", "feed:store", "store"], "already open in this process"),
+        (["erase", "store"], "expected user ids or --file, found neither"),
+        (["erase", "store", str(2**63)], "users must be an integer from -9223372036854775808"),
+        (["erase", "store", "--file", "store/data.mdb"], "--file: store/data.mdb: "),
         (["snapshot", "export", "store", "store"], "expected a path where nothing is"),
         (["snapshot", "export", "store", "new", "--buckets", "3"], "buckets must be a power of two, found 3"),
         (["snapshot", "import", "store", "new"], "no _SUCCESS, so it is not a snapshot"),

@@ -1,66 +1,18 @@
 """What every queue promises, on each engine; then what only one of them has."""
 
-import itertools
 import subprocess
 import time
-from functools import partial
 
 import pytest
 import torch
 
+from python_tests.delivery.queues import names, nats_queue
 from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC, content, drain, messages_of, rows_of
 from python_tests.needs import program
 from vista_ext.delivery import FeedConsumer, FeedProducer, Message, PoisonError, QueueError, deliver
 from vista_ext.delivery.queue import WINDOW_MESSAGES
 from vista_ext.store import LmdbStore, StoreSpec
-
-names = (f"queue{i}" for i in itertools.count())
-
-
-class Queue:
-    """One queue of an engine: makes producers and consumers of it."""
-
-    def __init__(self, engine, produce, consume):
-        self.engine, self.produce, self.consume = engine, produce, consume
-
-    def publish(self, users, generation, **options):
-        with self.produce() as producer:
-            producer.publish(messages_of(users, generation, **options))
-
-
-@pytest.fixture(params=["feed", "nats", pytest.param("kafka", marks=pytest.mark.slow)])
-def queue(request, tmp_path):
-    name = next(names)
-    if request.param == "feed":
-        with LmdbStore.create(tmp_path / "source", SPEC) as source:
-            yield Queue("feed", lambda: FeedProducer(source), lambda group="g": FeedConsumer(source, group))
-        return
-    if request.param == "nats":
-        server = request.getfixturevalue("nats")
-        yield nats_queue(server, name)
-        return
-    address = request.getfixturevalue("kafka")
-    from vista_ext.delivery.kafka import KafkaConsumer, KafkaProducer
-
-    options = {"session.timeout.ms": 6000, "topic.metadata.refresh.interval.ms": 200}
-    yield Queue(
-        "kafka",
-        lambda **o: KafkaProducer(address, name, SPEC, **o),
-        lambda group="g", **o: KafkaConsumer(address, name, SPEC, group, options=options, **o),
-    )
-
-
-def nats_queue(server, name, **options):
-    pytest.importorskip("nats", reason="pip install '.[nats]'")
-    from vista_ext.delivery.nats import NatsConsumer, NatsProducer
-
-    urls = [f"nats://127.0.0.1:{server.port}"]
-    return Queue(
-        "nats",
-        partial(NatsProducer, urls, name, SPEC, **options),
-        lambda group="g", **o: NatsConsumer(urls, name, SPEC, group, **({"redeliver_after": 1.0} | options | o)),
-    )
 
 
 def poll_all(consumer, count, seconds=20):

@@ -216,7 +216,7 @@ def test_incomplete(snapshot):
 def test_a_manifest_that_does_not_fit(snapshot):
     text = (snapshot.path / "_manifest.json").read_text()
     for change, message in [
-        (lambda m: m.update(format=2), "format expected 1, found 2"),
+        (lambda m: m.update(format=1), "format expected 2, found 1"),
         (lambda m: m.update(rows=1), "buckets and rows expected 4 and"),
         (lambda m: m["files"].pop(), "buckets and rows expected 3"),
         (lambda m: m["files"][0].update(bytes=7), "bucket=0/part-0.parquet: expected 7 bytes, found"),

@@ -5,7 +5,7 @@ import torch
 
 from vista_ext.runs import Run
 from vista_ext.serve import summarize
-from vista_ext.serve.compare import all_summaries, by_precision, by_staleness
+from vista_ext.serve.compare import all_summaries, by_precision
 from vista_ext.serve.requests import read_requests, score_requests
 from vista_ext.serve.scorer import from_store, from_table, predict_from
 from vista_ext.serve.summarize import first_moments, open_for_writing, refresh
@@ -56,8 +56,6 @@ def test_comparisons(run):
     assert list(precision) == ["float32", "int8", "int4", "fp8_e4m3"]
     assert precision["float32"].max_change == 0
     assert 0 < precision["int8"].mean_change < precision["fp8_e4m3"].mean_change < precision["int4"].mean_change
-    stale = by_staleness(run.vista, run.dataset, run.config.data, "test", (0, 10, 10_000))
-    assert stale[0].max_change == 0 < stale[1].mean_change < stale[2].mean_change
 
 
 def test_who_is_not_in_the_store_is_an_error(run, store, tmp_path):

@@ -35,6 +35,7 @@ class AgainstDict(RuleBasedStateMachine):
         self.store = self.place.create(SPEC)
         self.store._batch = 2  # so that calls cross transactions
         self.model = {}  # (user, version) -> (time, tag)
+        self.erased = {}  # user -> time
         self.snapshots = []
 
     def apply(self, writes, newest_wins, only_present, version):
@@ -46,6 +47,8 @@ class AgainstDict(RuleBasedStateMachine):
         for user, value in best.items():
             stored = self.model.get((user, version))
             if (stored is None and only_present) or (stored and newest_wins and stored[0] > value[0]):
+                continue
+            if value[0] <= self.erased.get(user, value[0] - 1):
                 continue
             self.model[user, version] = value
             written += 1
@@ -67,6 +70,27 @@ class AgainstDict(RuleBasedStateMachine):
         assert self.store.erase(torch.tensor(users, dtype=torch.int64)) == len(gone)
         for key in gone:
             del self.model[key]
+
+    @rule(users=st.lists(st.tuples(USERS, st.integers(-4, 4)), max_size=3))
+    def erase_until(self, users):
+        chosen, until = (torch.tensor([pair[i] for pair in users], dtype=torch.int64) for i in range(2))
+        assert self.store.erase(chosen, until) == self.forget(users)
+
+    def forget(self, users):
+        gone = set()
+        for user, until in users:
+            self.erased[user] = max(until, self.erased.get(user, until))
+            gone |= {key for key, value in self.model.items() if key[0] == user and value[0] <= until}
+        for key in gone:
+            del self.model[key]
+        return len(gone)
+
+    @rule(before=st.integers(-4, 4))
+    def drop_erasures(self, before):
+        old = [user for user, until in self.erased.items() if until < before]
+        assert self.store.drop_erasures(before) == len(old)
+        for user in old:
+            del self.erased[user]
 
     @rule(users=st.lists(USERS, max_size=8), mismatch=st.sampled_from(["miss", "accept"]))
     def find(self, users, mismatch):
@@ -93,13 +117,14 @@ class AgainstDict(RuleBasedStateMachine):
     def save_snapshot(self):
         path = Path(self.folder.name, f"snapshot{len(self.snapshots)}")
         self.store.save_snapshot(path)
-        self.snapshots.append((path, dict(self.model)))
+        self.snapshots.append((path, dict(self.model), dict(self.erased)))
 
     @rule(which=st.integers(0, 9))
     def load_snapshot(self, which):
         if not self.snapshots:
             return
-        path, content = self.snapshots[which % len(self.snapshots)]
+        path, content, erased = self.snapshots[which % len(self.snapshots)]
+        self.forget(erased.items())
         written = sum(self.apply([(u, *value)], True, False, version) for (u, version), value in content.items())
         assert self.store.load_snapshot(path) == written
 
@@ -114,6 +139,8 @@ class AgainstDict(RuleBasedStateMachine):
                 stored[key] = int(batch.event_times[i])
         assert list(stored.items()) == sorted((key, value[0]) for key, value in self.model.items())
         assert len(self.store) == len(self.model)
+        erased = self.store.erasures()
+        assert list(zip(erased.user_ids.tolist(), erased.until.tolist(), strict=True)) == sorted(self.erased.items())
         self.store.close()
         self.folder.cleanup()
 

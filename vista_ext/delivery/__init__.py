@@ -2,7 +2,7 @@
 
 from vista_ext.delivery.deliver import Delivered, deliver
 from vista_ext.delivery.feed import FeedConsumer, FeedProducer
-from vista_ext.delivery.message import Decoded, Message, Poison, PoisonError, decode, encode
+from vista_ext.delivery.message import Decoded, Message, Poison, PoisonError, decode, encode, encode_erasures
 from vista_ext.delivery.queue import Consumer, Producer, QueueError
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "decode",
     "deliver",
     "encode",
+    "encode_erasures",
 ]

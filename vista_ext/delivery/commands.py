@@ -1,4 +1,4 @@
-"""The commands `vista publish`, `vista consume` and `vista snapshot`."""
+"""The commands `vista publish`, `vista consume`, `vista erase` and `vista snapshot`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def snapshot_export(
 
     with LmdbStore.open(store) as source, _rate(source.spec.row_bytes) as done:
         batches = track(source, f"writing {folder}", len(source), unit="users", size=len)
-        done(export_snapshot(batches, folder, source.spec, buckets))
+        done(export_snapshot(batches, folder, source.spec, buckets, erasures=source.erasures))
 
 
 @snapshot_app.command("import")
@@ -103,9 +103,10 @@ def snapshot_import(
     first: Annotated[int | None, typer.Option(help="smallest user id")] = None,
     last: Annotated[int | None, typer.Option(help="largest user id")] = None,
 ) -> None:
-    """Merge a snapshot, or some of its users, into a store, which is made if it is not there."""
+    """Merge a snapshot, or some of its users, into a store, which is made if it is not there. Who is erased in the
+    snapshot is erased in the store."""
     from vista_ext.delivery.snapshot import Snapshot, import_snapshot
-    from vista_ext.progress import track
+    from vista_ext.progress import working
     from vista_ext.store import LmdbStore
 
     snapshot = Snapshot(folder)
@@ -113,8 +114,9 @@ def snapshot_import(
         LmdbStore.create(store, snapshot.spec).close()
     with LmdbStore.open(store, readonly=False) as target, _rate(snapshot.spec.row_bytes) as done:
         target.spec.require_layout_of(snapshot.spec, f"snapshot {folder}")
-        batches = snapshot.read(first, last)
-        done(import_snapshot(track(batches, f"reading {folder}", len(snapshot), unit="users", size=len), target))
+        with working(f"reading {folder}", len(snapshot), "users") as advance:
+            written = import_snapshot(snapshot, target, first, last, on_batch=advance)
+        done(written)
 
 
 @snapshot_app.command("diff")
@@ -123,8 +125,8 @@ def snapshot_diff(
     after: SnapshotFolder,
     users: Annotated[bool, typer.Option("--users", help="name each changed summary: a CSV on the terminal")] = False,
 ) -> None:
-    """What changed between two snapshots: added, removed, newer, older, rewritten."""
-    from vista_ext.delivery.snapshot import Snapshot, diff
+    """What changed between two snapshots: added, removed, newer, older, rewritten, and users erased."""
+    from vista_ext.delivery.snapshot import Snapshot, diff, erased_since
     from vista_ext.progress import track
 
     old, new = Snapshot(before), Snapshot(after)
@@ -138,15 +140,46 @@ def snapshot_diff(
         for kind, a, b in zip(kinds, changes.before.tolist(), changes.after.tolist(), strict=True) if users else ():
             user, version = (b if kind == "added" else a)[:2]
             print(f"{user},{version},{kind},{'' if kind == 'added' else a[2]},{'' if kind == 'removed' else b[2]}")
-    if not users:
-        kinds_of_all = ("same", "added", "removed", "newer", "older", "rewritten")
+    erased = erased_since(old, new)
+    counts["erased"] = len(erased)
+    if users:
+        for user, until in zip(erased.user_ids.tolist(), erased.until.tolist(), strict=True):
+            print(f"{user},,erased,,{until}")
+    else:
+        kinds_of_all = ("same", "added", "removed", "newer", "older", "rewritten", "erased")
         print(", ".join(f"{counts[kind]} {kind}" for kind in kinds_of_all))
+
+
+def erase(
+    store: Store,
+    users: Annotated[list[int] | None, typer.Argument(help="user ids, as in the store")] = None,
+    file: Annotated[Path | None, typer.Option(help="a user id on each line")] = None,
+    until: Annotated[int | None, typer.Option(help="event time in seconds; by default now, of this clock")] = None,
+) -> None:
+    """Erase users, here and, through feed, queue and snapshots, wherever their summaries went. Nothing of them with an
+    event time up to `until` is accepted again."""
+    import torch
+
+    from vista_ext.store import LmdbStore
+    from vista_ext.store.checks import check_integer
+
+    ids = [*(users or ()), *(_ids(file) if file else ())]
+    for user in ids:
+        check_integer("erase", "users", user, -(2**63))
+    chosen = torch.tensor(ids, dtype=torch.int64)
+    if not len(chosen):
+        raise ValueError("erase: expected user ids or --file, found neither")
+    moment = int(time.time()) if until is None else until
+    with LmdbStore.open(store, readonly=False) as target:
+        removed = target.erase(chosen, torch.full_like(chosen, moment))
+    print(f"{len(chosen.unique())} users erased until {moment}, {removed} summaries removed")
 
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
     app.command()(publish)
     app.command()(consume)
+    app.command()(erase)
     app.add_typer(snapshot_app, name="snapshot")
 
 
@@ -208,6 +241,21 @@ def _options(path: Path | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"--options: {path}: expected key: value pairs, found {type(values).__name__}")
     return values
+
+
+def _ids(path: Path) -> list[int]:
+    found = []
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--file: {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if text := line.strip():
+            try:
+                found.append(int(text))
+            except ValueError as error:
+                raise ValueError(f"--file: {path}: line {number} must be a user id, found {text[:40]!r}") from error
+    return found
 
 
 def _layout(text: str, model_version: int) -> Any:

@@ -26,18 +26,21 @@ class Delivered:
     Args:
         messages: that could be used and were handed on.
         written: that were newer than what the store had; of a producer, all.
+        erasures: that were handed on, whether there was anything to erase or not.
         poison: that could not be used and were skipped.
         bytes: of all records handed on.
     """
 
     messages: int = 0
     written: int = 0
+    erasures: int = 0
     poison: int = 0
     bytes: int = 0
 
     def __str__(self) -> str:
-        older = self.messages - self.written
-        return f"{self.messages} messages: {self.written} written, {older} not newer, {self.poison} poison skipped"
+        older = self.messages - self.written - self.erasures
+        what = f"{self.written} written, {older} not newer, {self.erasures} erasures, {self.poison} poison skipped"
+        return f"{self.messages} messages: {what}"
 
 
 def deliver(
@@ -53,7 +56,8 @@ def deliver(
     """Move messages from a consumer into a store, or on into another queue.
 
     Everything is handed on before it is committed, so whatever interrupts this, nothing acknowledged is lost; what
-    comes twice does no harm, because a store keeps the newest event time of each user and model version.
+    comes twice or late does no harm, because a store keeps the newest event time of each user and model version, and of
+    an erased user nothing up to the time of the erasure.
 
     Args:
         spec: the layout of the records.
@@ -87,6 +91,7 @@ def deliver(
         done.written += _hand_on(decoded, target)
         consumer.commit()
         done.messages += len(decoded.messages)
+        done.erasures += len(decoded.erasures)
         done.poison += len(decoded.poison)
         done.bytes += sum(len(m.value) for m in decoded.messages)
         on_batch(done, len(messages))
@@ -95,6 +100,7 @@ def deliver(
 
 def _hand_on(decoded: Decoded, target: SummaryStore | Producer) -> int:
     if isinstance(target, SummaryStore):
+        target.erase(decoded.erasures.user_ids, decoded.erasures.until)
         return target.add(decoded.summaries)
     target.publish(decoded.messages)
-    return len(decoded.messages)
+    return len(decoded.summaries)

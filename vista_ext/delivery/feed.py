@@ -34,6 +34,7 @@ class FeedProducer(Producer):
         decoded = decode(self._store.spec, messages)
         if decoded.poison:
             raise PoisonError(decoded.poison, len(messages))
+        self._store.erase(decoded.erasures.user_ids, decoded.erasures.until)
         self._store.add(decoded.summaries)
 
     def close(self) -> None:

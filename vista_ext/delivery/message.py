@@ -1,4 +1,4 @@
-"""Messages: the user id in decimal as key, the record of `store.record` as value, byte for byte what a store holds."""
+"""Messages: the user id in decimal as key, a record or an erasure as value, byte for byte what a store holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vista_ext.store import RecordError, StoreSpec, Summaries, record
+from vista_ext.store import Erasures, RecordError, StoreSpec, Summaries, erasure, record
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Message:
 
     Args:
         key: the user id, decimal digits with an optional minus.
-        value: the record.
+        value: the record, or the erasure.
         where: its place in the queue it came from, for reports.
     """
 
@@ -48,10 +48,12 @@ class PoisonError(RuntimeError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What came out of messages: those that can be used with their summaries, in order, and those that cannot."""
+    """What came out of messages: those that can be used, with their summaries and erasures, each in order, and those
+    that cannot."""
 
     messages: list[Message]
     summaries: Summaries
+    erasures: Erasures
     poison: list[Poison]
 
 
@@ -62,13 +64,21 @@ def encode(spec: StoreSpec, summaries: Summaries) -> list[Message]:
     return [Message(b"%d" % user, value.tobytes()) for user, value in zip(users.tolist(), records, strict=True)]
 
 
+def encode_erasures(erasures: Erasures) -> list[Message]:
+    """A message for each erased user."""
+    users, values = erasures.user_ids.numpy(), erasure.pack(erasures.user_ids.numpy(), erasures.until.numpy())
+    return [Message(b"%d" % user, value.tobytes()) for user, value in zip(users.tolist(), values, strict=True)]
+
+
 def decode(spec: StoreSpec, messages: Sequence[Message]) -> Decoded:
     """Check messages and take them apart. Nothing of a message is used before its length, header and checksum fit.
 
     Args:
-        spec: the layout that the records must have; their model versions may be any.
+        spec: the layout that the records must have; their model versions may be any. Erasures have none.
         messages: from a queue.
     """
+    small = [i for i, message in enumerate(messages) if len(message.value) == record.HEADER_BYTES]
+    erased, until, not_erasures = erasure.parse([messages[i].value for i in small])
     landing = record.Landing(spec, len(messages))
     landing.take([message.value for message in messages])
     users, times, landing.versions = (
@@ -79,6 +89,10 @@ def decode(spec: StoreSpec, messages: Sequence[Message]) -> Decoded:
         i: str(error) if landing.sizes[i] == size else f"size expected {size} bytes, found {landing.sizes[i]}"
         for i, error in landing.damage(users).items()
     }
+    for i, user, at in zip(small, erased.tolist(), until.tolist(), strict=True):
+        users[i], times[i], landing.versions[i] = user, at, 0
+        del problems[i]
+    problems |= {small[i]: problem for i, problem in not_erasures.items()}
     for i, message in enumerate(messages):
         user, version = int(users[i]), int(landing.versions[i])
         if message.key != b"%d" % user:
@@ -87,6 +101,9 @@ def decode(spec: StoreSpec, messages: Sequence[Message]) -> Decoded:
             problem = f"model_version expected below 2^63, found {landing.headers['model_version'][i]}"
             problems.setdefault(i, str(RecordError(user, version, problem)))
     good = [i for i in range(len(messages)) if i not in problems]
-    columns = users[good], landing.rows.numpy()[good], times[good], landing.versions[good]
+    gone = [i for i in small if i not in problems]
+    kept = np.setdiff1d(good, gone).astype(np.int64)
+    columns = users[kept], landing.rows.numpy()[kept], times[kept], landing.versions[kept]
     poison = [Poison(messages[i], problem) for i, problem in sorted(problems.items())]
-    return Decoded([messages[i] for i in good], Summaries(*map(torch.from_numpy, columns)), poison)
+    erasures = Erasures(torch.from_numpy(users[gone]), torch.from_numpy(times[gone]))
+    return Decoded([messages[i] for i in good], Summaries(*map(torch.from_numpy, columns)), erasures, poison)

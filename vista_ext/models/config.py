@@ -8,6 +8,7 @@ from typing import Any, get_args
 from vista_ext.ops.qla import Activation
 
 ACTIVATIONS = get_args(Activation)
+MOST_LAYERS = 1000  # a damaged file that asks for more would be built for hours
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -98,6 +99,9 @@ class VistaConfig:
         names = ("dim", "num_seeds", "heads", "head_dim", "summary_layers", "target_layers", "hidden")
         _at_least(1, {name: getattr(self, name) for name in names})
         _at_least(0, {"recent_events": self.recent_events, "length_buckets": self.length_buckets})
+        for name in ("summary_layers", "target_layers"):
+            if getattr(self, name) > MOST_LAYERS:
+                raise ValueError(f"{name} must be at most {MOST_LAYERS}, found {getattr(self, name)}")
         _at_least(2, {"reconstruction_window": self.reconstruction_window})
         if self.head_dim % 8 or not 16 <= self.head_dim <= 256:
             raise ValueError(f"head_dim must be a multiple of 8 from 16 to 256, found {self.head_dim}")

@@ -1,4 +1,4 @@
-"""The evaluation of a run as tables: beside the floors, from the store, by precision, by staleness."""
+"""The evaluation of a run as tables and as a page: beside the floors, from the store, and under delivery."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from vista_ext.data.dataset import EventDataset
 from vista_ext.data.floors import floors
 from vista_ext.models import Vista
+from vista_ext.report.delivery import Measured, delivery_tables, measure_delivery
 from vista_ext.report.latency import measure
-from vista_ext.report.pictures import draw_all
-from vista_ext.report.tables import Table
+from vista_ext.report.pictures import draw_all, draw_delivery
+from vista_ext.report.tables import Table, markdown, replace_section
 from vista_ext.runs import Run
-from vista_ext.serve.compare import Comparison, by_precision, by_staleness
+from vista_ext.serve.compare import Comparison
 from vista_ext.serve.scorer import from_store, predict_from
+from vista_ext.serve.staleness import Age
 from vista_ext.store import LmdbStore
 from vista_ext.train.evaluate import Predictions, Quality, predict, quality
 
@@ -42,8 +44,8 @@ def comparison_table(title: str, rows: Sequence[Comparison]) -> Table:
     return Table(title, columns, [[row.name, *cells(row.quality), row.mean_change, row.max_change] for row in rows])
 
 
-def evaluation(run: Run, split: str, missing: Sequence[int]) -> list[Table]:
-    """Every table that applies to a run's model. The store takes part if `vista summarize --split` made one."""
+def evaluation(run: Run, split: str) -> list[Table]:
+    """Quality of a run's model beside the floors. The store takes part if `vista summarize --split` made one."""
     dataset, model, config = run.dataset, run.model, run.config.data
     direct = predict(model, dataset, split, config)
     main, *others = dataset.schema.tasks
@@ -58,12 +60,33 @@ def evaluation(run: Run, split: str, missing: Sequence[int]) -> list[Table]:
     if others:
         by_task = [[name, *cells(quality(direct, index))] for index, name in enumerate(others, 1)]
         tables.append(Table(f"other tasks on {split}", ("task", *METRICS), by_task))
-    if isinstance(model, Vista):
-        precision = by_precision(model, dataset, config, split)
-        tables.append(comparison_table("by precision (changes of probability, beside float32)", precision))
-        staleness = by_staleness(model, dataset, config, split, missing)
-        tables.append(comparison_table("by staleness (changes of probability, beside the first row)", staleness))
     return tables
+
+
+def delivery(runs: Sequence[Run], split: str, ages: Sequence[Age]) -> tuple[list[Measured], list[Table]]:
+    """Quality under delivery of runs on the same data: other seeds, other models with or without recent events.
+
+    Raises:
+        ConfigError: one is a baseline, or they are of different data.
+    """
+    measured = [measure_delivery(run, split, ages) for run in runs]
+    return measured, delivery_tables(measured, split)
+
+
+def write_page(page: Path, runs: Sequence[Run], measured: Sequence[Measured], tables: Sequence[Table]) -> list[Path]:
+    """Put the tables and the curves of quality under delivery into a Markdown page, as the section of the data set;
+    the picture lies in `pictures` beside it."""
+    dataset = runs[0].dataset
+    picture = page.parent / "pictures" / f"delivery_{dataset.name}.svg"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_delivery(picture, dataset.name, measured)
+    first, *others = (run.config.folder for run in runs)
+    lines = [f"    vista evaluate {first} --page {page.name}", *(f"      --beside {folder}" for folder in others)]
+    parts = [" \\\n".join(lines), f"![NE over the age of summaries, {dataset.name}](pictures/{picture.name})"]
+    for table in tables:
+        parts += [f"### {dataset.name}: {table.title}", markdown(table)]
+    replace_section(page, dataset.name, "\n\n".join(parts))
+    return [page, picture]
 
 
 def draw(run: Run) -> list[Path]:

@@ -18,6 +18,7 @@ from vista_ext.models import Vista
 from vista_ext.nn import QlaBlock, TargetBlock
 from vista_ext.progress import track
 from vista_ext.reference.qla import ACTIVATIONS
+from vista_ext.report.delivery import ALL, Measured, by_variant, changes
 from vista_ext.report.latency import Latency
 from vista_ext.train.records import read_records
 
@@ -55,14 +56,50 @@ def draw_seed_counts(
     _save(figure, path)
 
 
+def draw_delivery(path: Path, title: str, measured: Sequence[Measured]) -> Path:
+    """Quality over the age of float32 summaries, by events and by time, beside scores from the histories; and where
+    it is lost, by history length. Bars are standard deviations over the runs of a variant."""
+    figure, axes = _axes(3)
+    variants = by_variant(measured)
+    ages = [r for r in measured[0].records if (r["precision"], r["events before"]) == ("float32", ALL)]
+    lengths = [name for name in measured[0].values("events before") if name != ALL]
+    by_events = [r["age"] for r in ages if not r["age seconds"]]
+    by_time = [r["age"] for r in ages if not r["age events"]]
+    for number, (variant, runs) in enumerate(variants.items()):
+        for axis, names in ((axes[0, 0], by_events), (axes[0, 1], by_time)):
+            values = [[m.record("float32", age)["ne"] for m in runs] for age in names]
+            axis.errorbar(names, *_spreads(values), fmt="o-", capsize=3, color=f"C{number}", label=variant)
+            direct = statistics.mean(m.record("float32", ages[0]["age"])["direct ne"] for m in runs)
+            axis.axhline(direct, color=f"C{number}", linestyle=":", label=f"{variant}, from the history")
+        for age, line in zip([name for name in by_events if name != "fresh"][-2:], ("--", "-"), strict=False):
+            values = [changes(runs, "ne", "float32", age, bucket) for bucket in lengths]
+            style = {"fmt": f"o{line}", "capsize": 3, "color": f"C{number}"}
+            axes[0, 2].errorbar(lengths, *_spreads(values), **style, label=f"{variant}, {age} old")
+    axes[0, 0].set(ylabel="NE", xlabel="age of the summary", title=f"{title}: by events missed")
+    axes[0, 1].set(ylabel="NE", xlabel="age of the summary", title="by time")
+    axes[0, 2].set(ylabel="NE lost", xlabel="events before the request", title="by history length")
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def _spreads(values: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Means and standard deviations."""
+    return [statistics.mean(v) for v in values], [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+
+
 def _axes(columns: int = 1) -> tuple[Any, Any]:
-    require("matplotlib", extra="run").use("Agg")
+    # Text stays text in an SVG, which is small then; and what does not change gives the same bytes.
+    matplotlib = require("matplotlib", extra="run")
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vista"})
     return require("matplotlib.pyplot", extra="run").subplots(1, columns, figsize=(5.5 * columns, 4), squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     require("matplotlib.pyplot", extra="run").close(figure)
     return path
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vista_ext.config import ConfigError, RunConfig, check_config
 from vista_ext.data.dataset import EventDataset
+from vista_ext.report.delivery import spread
 from vista_ext.report.evaluation import METRICS, cells, floor_rows
 from vista_ext.report.pictures import draw_seed_counts
 from vista_ext.report.tables import Table
@@ -75,7 +75,7 @@ def study(
     floors = floor_rows(dataset, split, base.data.floor_item_prior)
     rows: list[list[object]] = [[name, *map(_four, values)] for name, *values in floors]
     for variant, qualities in found.items():
-        rows.append([str(variant), *map(_spread, zip(*map(cells, qualities), strict=True))])
+        rows.append([str(variant), *map(spread, zip(*map(cells, qualities), strict=True))])
     if seed_counts:
         aucs = {variant: [quality.auc for quality in qualities] for variant, qualities in found.items()}
         by_count = {variant.num_seeds: values for variant, values in aucs.items() if variant.num_seeds is not None}
@@ -84,12 +84,6 @@ def study(
         draw_seed_counts(picture, by_count, others)
         log.info("drawn: %s", picture)
     return Table(f"{dataset.schema.tasks[0]} on {split} of {dataset.name}, {len(seeds)} seeds", ("", *METRICS), rows)
-
-
-def markdown(table: Table) -> str:
-    """A table for a page."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _one(config: RunConfig, dataset: EventDataset, split: str) -> Quality:
@@ -106,8 +100,3 @@ def _one(config: RunConfig, dataset: EventDataset, split: str) -> Quality:
 
 def _four(value: object) -> str:
     return f"{value:.4f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"

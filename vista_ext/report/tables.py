@@ -31,15 +31,46 @@ class Table:
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a row; what is not defined is None."""
-        return [{name: _defined(value) for name, value in zip(self.columns, row, strict=True)} for row in self.rows]
+        return [{name: defined(value) for name, value in zip(self.columns, row, strict=True)} for row in self.rows]
 
 
 def save_tables(path: Path, tables: Sequence[Table]) -> None:
     """Write tables as JSON, by title."""
-    path.write_text(json.dumps({table.title: table.records() for table in tables}, indent=1) + "\n")
+    save_json(path, {table.title: table.records() for table in tables})
 
 
-def _defined(value: Any) -> Any:
+def save_json(path: Path, values: Any) -> None:
+    """Write values that JSON knows, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    unfinished.replace(path)
+
+
+def markdown(table: Table) -> str:
+    """A table for a page."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def replace_section(page: Path, name: str, text: str) -> None:
+    """Put generated text into a Markdown page, between marks that carry a name; what was between them goes.
+
+    Raises:
+        ValueError: the page has a beginning mark without an end.
+    """
+    begin, end = f"<!-- begin {name}: generated -->", f"<!-- end {name} -->"
+    content = page.read_text() if page.exists() else ""
+    before, mark, rest = content.partition(begin)
+    if mark and end not in rest:
+        raise ValueError(f"{page}: expected {end!r} after {begin!r}, found the end of the page")
+    after = rest.partition(end)[2] if mark else "\n"
+    before = before if mark or not before else before.rstrip("\n") + "\n\n"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+
+
+def defined(value: Any) -> Any:
+    """A value as JSON may hold it: None for a number that is not one."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,6 +2,7 @@
 
 from vista_ext.store.base import (
     STRICT,
+    Erasures,
     ExpiredError,
     Found,
     MissingUserError,
@@ -23,6 +24,7 @@ __all__ = [
     "STRICT",
     "CacheFullError",
     "ChangeFeed",
+    "Erasures",
     "ExpiredError",
     "Found",
     "HotCache",

@@ -233,6 +233,18 @@ class Summaries:
         return self.user_ids.shape[0]
 
 
+@dataclass(frozen=True)
+class Erasures:
+    """n erased users: `user_ids`, `until` int64 `[n]`, seconds. Nothing of a user with an event time up to `until` is
+    kept, or accepted from anybody."""
+
+    user_ids: Tensor
+    until: Tensor
+
+    def __len__(self) -> int:
+        return self.user_ids.shape[0]
+
+
 class Reader(Protocol):
     """What a cache can stand in front of: a store, or another cache."""
 
@@ -286,8 +298,27 @@ class SummaryStore(ABC):
         """`insert`, but only for users who have a summary of `spec.model_version`."""
 
     @abstractmethod
-    def erase(self, user_ids: Tensor) -> int:
-        """Remove all summaries of some users, of every model version; returns how many summaries there were."""
+    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
+        """Remove summaries of some users, of every model version.
+
+        Args:
+            user_ids: int64 `[n]`.
+            until: int64 `[n]`, seconds. Summaries with an event time up to then are removed, and an erasure is kept:
+                whatever writes this store, such a summary is not written again, and what reads its feed or takes a
+                snapshot learns of it. None: all summaries that are here now, and nothing is kept or passed on.
+
+        Returns:
+            How many summaries were removed.
+        """
+
+    @abstractmethod
+    def erasures(self) -> Erasures:
+        """What was erased for good, by ascending user id."""
+
+    @abstractmethod
+    def drop_erasures(self, before: int) -> int:
+        """Forget erasures until moments earlier than `before`, once nothing that old can come any more: after the
+        retention of every queue and snapshot. Returns how many."""
 
     @abstractmethod
     def save_snapshot(self, path: Path | str) -> None:

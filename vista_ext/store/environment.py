@@ -64,7 +64,7 @@ class Environment:
         try:
             self._check_size()
             try:
-                self._meta, self.records = (self._env.open_db(n, create=False) for n in (b"meta", b"records"))
+                self.meta, self.records = (self._env.open_db(n, create=False) for n in (b"meta", b"records"))
             except self._lmdb.NotFoundError:
                 raise StoreError(f"store {self.path}: an LMDB environment, but not a summary store") from None
             except self._lmdb.Error as error:
@@ -107,14 +107,14 @@ class Environment:
 
     def read_spec(self) -> StoreSpec:
         """The spec it was published with; StoreError if that cannot be read."""
-        with self.read(self._meta) as txn:
+        with self.read(self.meta) as txn:
             data = txn.get(_SPEC_KEY)
             text = b"{}" if data is None else bytes(data)
         return StoreSpec.from_json(text, f"store {self.path}")
 
     def write_spec(self, spec: StoreSpec) -> None:
         """Replace the spec, durably."""
-        self.write(lambda txn: txn.put(_SPEC_KEY, spec.to_json(), db=self._meta))
+        self.write(lambda txn: txn.put(_SPEC_KEY, spec.to_json(), db=self.meta))
 
     def open_feed(self, *, create: bool) -> None:
         """Open the tables of the change feed, if they are not open yet.
@@ -125,7 +125,7 @@ class Environment:
         with self._lock, self._errors():
             if self.feed is not None:
                 return
-            with self.read(self._meta) as txn:
+            with self.read(self.meta) as txn:
                 present = txn.get(LAST) is not None
             if not (present or create):
                 raise StoreError(f"store {self.path}: it has no change feed; opened for writing it can get one")
@@ -135,7 +135,7 @@ class Environment:
                     break
                 except self._lmdb.MapFullError:
                     self._grow()
-            self.feed = FeedTables(self._meta, feed, changed)
+            self.feed = FeedTables(self.meta, feed, changed)
         if not present:
             # From here on every writer keeps the feed, those of other processes too.
             self.write(self.feed.note, ())
@@ -162,7 +162,7 @@ class Environment:
             try:
                 with self._transaction(None, write=True) as txn:
                     self._reserve_tail()
-                    if self.feed is not None or txn.get(LAST, db=self._meta) is None:
+                    if self.feed is not None or txn.get(LAST, db=self.meta) is None:
                         result = work(txn, *args)
                         commits = True
                     else:  # another process has given the store a feed

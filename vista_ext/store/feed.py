@@ -1,8 +1,9 @@
 """The change feed: in which order the records of an LMDB store were last written, kept in the writer's transactions.
 
 Two named databases: "feed" has a key under each sequence number, "changed" the sequence number of each key. A record
-that is written again moves to the end, so the feed never has more entries than the store has records, and who reads
-it from the beginning sees every record. "meta" has the last number given out, and how far each consumer has read.
+that is written again moves to the end, so the feed never has more entries than the store has records and erasures, and
+who reads it from the beginning sees all of them. "meta" has the last number given out, and how far each consumer has
+read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vista_ext.store import erasure, record
 
 if TYPE_CHECKING:
     from vista_ext.store.environment import Environment
@@ -66,10 +71,11 @@ class ChangeFeed:
             self._fill()
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes, bytes]]:
-        """The next changes after a number: their numbers, keys, and the records as they are now."""
+        """The next changes after a number: their numbers, keys, and the records as they are now. An erasure is a
+        change, with `erasure.VERSION_BYTES` for a model version."""
         with self._environment.read(self._tables.feed) as txn:
             places = [(_parse(number), bytes(key)) for number, key in _walk(txn, _number(after + 1), limit)]
-            return [(number, key, bytes(txn.get(key, db=self._environment.records))) for number, key in places]
+            return [(number, key, self._value(txn, key)) for number, key in places]
 
     def offset(self, consumer: str) -> int:
         """The number up to which a consumer has committed; 0 for one that has not."""
@@ -87,6 +93,13 @@ class ChangeFeed:
             offset = _parse(txn.get(_OFFSET + consumer.encode(), db=self._tables.meta))
             entries = int(txn.stat(self._tables.feed)["entries"])
             return min(self._tables.last(txn) - offset, entries)
+
+    def _value(self, txn: Any, key: bytes) -> bytes:
+        if key[8:] == erasure.VERSION_BYTES:
+            value = erasure.get(txn, self._tables.meta, key[:8])
+            assert value is not None  # erasures and their changes are dropped together
+            return value
+        return bytes(txn.get(key, db=self._environment.records))
 
     @property
     def _tables(self) -> FeedTables:
@@ -108,11 +121,22 @@ class ChangeFeed:
                 break
             self._environment.write(self._note_missing, keys)
             start = keys[-1] + b"\0"
+        erased, _, _ = erasure.parse(erasure.read(self._environment))
+        users = [key[:8] for key in record.keys(erased, np.zeros_like(erased))]
+        for begin in range(0, len(users), _FILL):
+            self._environment.write(self._note_missing_erasures, users[begin : begin + _FILL])
         self._environment.write(lambda txn: txn.put(_COMPLETE, b"", db=meta))
 
     def _note_missing(self, txn: Any, keys: list[bytes]) -> int:
         tables = self._tables
         missing = [k for k in keys if txn.get(k, db=tables.changed) is None and txn.get(k) is not None]
+        tables.note(txn, missing)
+        return len(missing)
+
+    def _note_missing_erasures(self, txn: Any, users: list[bytes]) -> int:
+        tables = self._tables
+        kept = [erasure.key_of(user) for user in users if erasure.get(txn, tables.meta, user) is not None]
+        missing = [key for key in kept if txn.get(key, db=tables.changed) is None]
         tables.note(txn, missing)
         return len(missing)
 

@@ -75,6 +75,8 @@ class KeyedStore(SummaryStore):
 
         with LmdbStore.open(path) as snapshot:
             self.spec.require_layout_of(snapshot.spec, f"load_snapshot: {path}")
+            erased = snapshot.erasures()
+            self.erase(erased.user_ids, erased.until)
             return sum(self.add(summaries) for summaries in snapshot)
 
     def __iter__(self) -> Iterator[Summaries]:
@@ -91,6 +93,16 @@ class KeyedStore(SummaryStore):
             yield Summaries(
                 torch.from_numpy(users)[there], rows, times[there], torch.from_numpy(landing.versions)[there]
             )
+
+    @staticmethod
+    def _users_to_erase(user_ids: Tensor, until: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Each user once, ascending, with the latest time."""
+        users = check_tensor("erase", "user_ids", user_ids, torch.int64, (None,))
+        if until is None:
+            return np.unique(users), None
+        times = check_tensor("erase", "until", until, torch.int64, (len(users),))
+        order = in_key_order(users, np.zeros_like(users), times, True)
+        return users[order], times[order]
 
     def _own_version(self, n: int) -> np.ndarray:
         return np.full(n, self.spec.model_version, dtype=np.int64)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from vista_ext.store import record
-from vista_ext.store.base import StoreError, StoreSpec
-from vista_ext.store.checks import check_integer, check_tensor
+from vista_ext.store import erasure, record
+from vista_ext.store.base import Erasures, StoreError, StoreSpec
+from vista_ext.store.checks import check_integer
 from vista_ext.store.environment import Environment, new_folder
 from vista_ext.store.feed import ChangeFeed
 from vista_ext.store.keyed import KeyedStore
@@ -74,14 +73,29 @@ class LmdbStore(KeyedStore):
             environment.close()
             raise
 
-    def erase(self, user_ids: Tensor) -> int:
+    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
         """As in `SummaryStore`."""
-        users = np.unique(check_tensor("erase", "user_ids", user_ids, torch.int64, (None,)))
+        users, times = self._users_to_erase(user_ids, until)
         prefixes = [key[:8] for key in record.keys(users, self._own_version(len(users)))]
+        kept = [None] * len(users) if times is None else [value.tobytes() for value in erasure.pack(users, times)]
         erased = 0
         for begin in range(0, len(users), self._batch):
-            erased += self._environment.write(self._erase, prefixes[begin : begin + self._batch])
+            part = slice(begin, begin + self._batch)
+            erased += self._environment.write(self._erase, prefixes[part], kept[part])
         return erased
+
+    def erasures(self) -> Erasures:
+        """As in `SummaryStore`."""
+        return erasure.checked(f"store {self._environment.path}", erasure.read(self._environment))
+
+    def drop_erasures(self, before: int) -> int:
+        """As in `SummaryStore`."""
+        check_integer("drop_erasures", "before", before, -(2**63))
+        old = self.erasures()
+        users = old.user_ids.numpy()[old.until.numpy() < before]
+        prefixes = [key[:8] for key in record.keys(users, self._own_version(len(users)))]
+        parts = (prefixes[begin : begin + self._batch] for begin in range(0, len(prefixes), self._batch))
+        return sum(self._environment.write(self._drop_erasures, part, before) for part in parts)
 
     def erase_version(self, model_version: int) -> int:
         """Remove all summaries of one model version, after a roll-out; returns how many there were."""
@@ -136,6 +150,7 @@ class LmdbStore(KeyedStore):
     ) -> int:
         def put(txn: Any, keys: list[bytes], records: np.ndarray, event_times: list[int]) -> int:
             written: list[bytes] = []
+            erased = erasure.barrier(txn, self._environment.meta)
             for key, value, time in zip(keys, records, event_times, strict=True):
                 if newest_wins or only_present:
                     stored = txn.get(key)
@@ -143,6 +158,8 @@ class LmdbStore(KeyedStore):
                         continue
                     if stored is not None and newest_wins and record.is_newer(self.spec, key, stored, time):
                         continue
+                if erased(key[:8], time):
+                    continue
                 txn.put(key, value)
                 written.append(key)
             if self._environment.feed is not None:
@@ -152,16 +169,34 @@ class LmdbStore(KeyedStore):
         records = record.pack(self.spec, users, versions, times, rows)
         return self._environment.write(put, record.keys(users, versions), records, times.tolist())
 
-    def _erase(self, txn: Any, prefixes: list[bytes]) -> int:
-        """Delete all keys of some users; returns how many there were."""
+    def _erase(self, txn: Any, prefixes: list[bytes], erasures: list[bytes | None]) -> int:
+        """Delete the records of some users, those that an erasure covers or all; returns how many there were."""
         cursor = txn.cursor()
         keys: list[bytes] = []
-        for prefix in prefixes:
+        for prefix, until in zip(prefixes, erasures, strict=True):
             more = cursor.set_range(prefix)
             while more and bytes(cursor.key()[:8]) == prefix:
-                keys.append(bytes(cursor.key()))
+                key = bytes(cursor.key())
+                if until is None or not record.is_newer(self.spec, key, cursor.value(), erasure.time_of(until)):
+                    keys.append(key)
                 more = cursor.next()
-        return self._delete(txn, keys)
+        deleted = self._delete(txn, keys)
+        meta, feed = self._environment.meta, self._environment.feed
+        pairs = zip(prefixes, erasures, strict=True)
+        kept = [user for user, value in pairs if value is not None and erasure.put(txn, meta, user, value)]
+        if feed is not None:
+            feed.note(txn, [erasure.key_of(user) for user in kept])
+        return deleted
+
+    def _drop_erasures(self, txn: Any, users: list[bytes], before: int) -> int:
+        meta, feed = self._environment.meta, self._environment.feed
+        values = [(user, erasure.get(txn, meta, user)) for user in users]
+        old = [user for user, value in values if value is not None and erasure.time_of(value) < before]
+        for user in old:
+            erasure.drop(txn, meta, user)
+        if feed is not None:
+            feed.forget(txn, [erasure.key_of(user) for user in old])
+        return len(old)
 
     def _delete(self, txn: Any, keys: list[bytes]) -> int:
         """Delete records; returns how many there were."""

@@ -25,6 +25,7 @@ HEADER = np.dtype(
         "itemsize": HEADER_BYTES,
     }
 )
+MAGIC, FORMAT = _LAYOUT["magic"], _LAYOUT["format"]
 KEY_BYTES = 16
 _SIGN = np.uint64(1 << 63)
 
@@ -51,10 +52,10 @@ def pack(
     headers = _expected_headers(spec, users, versions)
     headers["event_time"] = event_times
     records = np.empty((len(users), HEADER_BYTES + spec.row_bytes), dtype=np.uint8)
-    records[:, :HEADER_BYTES] = _as_bytes(headers)
+    records[:, :HEADER_BYTES] = as_bytes(headers)
     records[:, HEADER_BYTES:] = rows
     headers["crc32"] = _C.record_checksums(records)
-    records[:, :HEADER_BYTES] = _as_bytes(headers)
+    records[:, :HEADER_BYTES] = as_bytes(headers)
     return records
 
 
@@ -134,7 +135,7 @@ def in_key_order(users: np.ndarray, versions: np.ndarray, times: np.ndarray, new
 
 def _expected_headers(spec: StoreSpec, users: np.ndarray, versions: np.ndarray) -> np.ndarray:
     headers = np.zeros(len(users), dtype=HEADER)
-    headers["magic"], headers["format"] = _LAYOUT["magic"], _LAYOUT["format"]
+    headers["magic"], headers["format"] = MAGIC, FORMAT
     headers["scheme"] = spec.layout["scheme_id"]
     for name in ("tokens", "dim", "group", "row_bytes"):
         headers[name] = getattr(spec, name)
@@ -142,5 +143,6 @@ def _expected_headers(spec: StoreSpec, users: np.ndarray, versions: np.ndarray) 
     return headers
 
 
-def _as_bytes(headers: np.ndarray) -> np.ndarray:
+def as_bytes(headers: np.ndarray) -> np.ndarray:
+    """`HEADER` `[n]` as uint8 `[n, 64]`."""
     return headers.view(np.uint8).reshape(len(headers), HEADER_BYTES)

@@ -3,7 +3,7 @@
 A record is a string under `<prefix>:{<user id>}:<model version>`, both in decimal; the braces put a user's keys on one
 node. `<prefix>:spec` is what the store was published with, `<prefix>:versions` the set of model versions that were
 written. A write sends the record to a key of its own, and a script gives it its name if nothing newer has that: large
-values never pass through Lua, which would cost several times the write.
+values never pass through Lua, which would cost several times the write. `<prefix>:{<user id>}:erased` is an erasure.
 """
 
 from __future__ import annotations
@@ -18,42 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vista_ext._extras import require
-from vista_ext.store import record
-from vista_ext.store.base import StoreError, StoreSpec, StoreUnavailableError
-from vista_ext.store.checks import check_integer, check_tensor
+from vista_ext.store import erasure, record
+from vista_ext.store import redis_scripts as scripts
+from vista_ext.store.base import Erasures, StoreError, StoreSpec, StoreUnavailableError
+from vista_ext.store.checks import check_integer
 from vista_ext.store.environment import new_folder
 from vista_ext.store.keyed import KeyedStore
 
 # Users of a pipeline: more only makes replies queue up in the server's and the client's memory.
 BATCH_RECORDS = 256
-_TIME = record.HEADER.fields["event_time"][1]  # type: ignore[index]
-
-# KEYS: the new record's, and the name it should have; ARGV: its header, newest_wins, only_present. Whoever else writes,
-# it decides and renames at once. A stored record whose header is not that of this key is damage, which is overwritten.
-# Times are compared as two words, since Lua's numbers do not hold all of int64. A script that comes again, because its
-# answer was lost, finds its work done.
-_NAME = f"""
-local new, stored = ARGV[1], redis.call('GETRANGE', KEYS[2], 0, {record.HEADER_BYTES - 1})
-local size = redis.call('STRLEN', KEYS[1])
-if size == 0 and stored == new then return 1 end
-local keep = #stored == 0 and ARGV[3] == '1'
-if ARGV[2] == '1' and size == redis.call('STRLEN', KEYS[2]) and stored:sub(1, {_TIME}) == new:sub(1, {_TIME}) then
-  local low, high = struct.unpack('<I4i4', stored, {_TIME + 1})
-  local new_low, new_high = struct.unpack('<I4i4', new, {_TIME + 1})
-  keep = high > new_high or (high == new_high and low > new_low)
-end
-if keep then
-  redis.call('UNLINK', KEYS[1])
-  return 0
-end
-redis.call('RENAME', KEYS[1], KEYS[2])
-redis.call('PERSIST', KEYS[2])
-return 1
-"""
 _UNNAMED_SECONDS = 300  # what a writer that died has sent goes away after this
 
 
@@ -159,11 +135,37 @@ class RedisStore(KeyedStore):
         """Make this object's spec (model version and `extra`) the one that `open` takes by default from now on."""
         self._call(lambda client: client.set(self._name("spec"), self.spec.to_json()))
 
-    def erase(self, user_ids: Tensor) -> int:
+    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
         """As in `SummaryStore`."""
-        users = np.unique(check_tensor("erase", "user_ids", user_ids, torch.int64, (None,)))
+        users, times = self._users_to_erase(user_ids, until)
+        if times is None:
+            versions = self._versions()
+            return self._unlink(np.repeat(users, len(versions)), np.tile(versions, len(users)))
+        kept = list(zip(users.tolist(), (value.tobytes() for value in erasure.pack(users, times)), strict=True))
+        parts = [kept[begin : begin + self._batch] for begin in range(0, len(kept), self._batch)]
+        # First what keeps older summaries out, then what is there: with a version that was written until then.
+        for part in parts:
+            self._execute([("EVAL", scripts.KEEP_ERASURE, 1, self._erasure_key(user), value) for user, value in part])
         versions = self._versions()
-        return self._unlink(np.repeat(users, len(versions)), np.tile(versions, len(users)))
+        erased = 0
+        for part in parts if len(versions) else ():
+            names = {user: self._keys(np.full(len(versions), user), versions) for user, _ in part}
+            commands = [("EVAL", scripts.ERASE, len(versions), *names[user], value) for user, value in part]
+            erased += sum(self._execute(commands))
+        return erased
+
+    def erasures(self) -> Erasures:
+        """As in `SummaryStore`."""
+        return erasure.checked(f"store {self._config.where}", list(self._all_erasures().values()))
+
+    def drop_erasures(self, before: int) -> int:
+        """As in `SummaryStore`."""
+        check_integer("drop_erasures", "before", before, -(2**63))
+        found = self._all_erasures()
+        erasure.checked(f"store {self._config.where}", list(found.values()))
+        old = [(key, value) for key, value in found.items() if erasure.time_of(value) < before]
+        parts = (old[begin : begin + self._batch] for begin in range(0, len(old), self._batch))
+        return sum(sum(self._execute([("EVAL", scripts.DROP, 1, key, value) for key, value in part])) for part in parts)
 
     def erase_version(self, model_version: int) -> int:
         """Remove all summaries of one model version, after a roll-out; returns how many there were."""
@@ -185,6 +187,8 @@ class RedisStore(KeyedStore):
             with LmdbStore.create(inside, self.spec) as snapshot:
                 for summaries in self:
                     snapshot.add(summaries)
+                erased = self.erasures()
+                snapshot.erase(erased.user_ids, erased.until)
             for file in inside.iterdir():
                 file.rename(folder / file.name)
             inside.rmdir()
@@ -220,16 +224,18 @@ class RedisStore(KeyedStore):
         only_present: bool,
     ) -> int:
         records = record.pack(self.spec, users, versions, times, rows)
-        nonce = secrets.token_hex(8)
-        commands: list[tuple[Any, ...]] = [("SADD", self._name("versions"), *np.unique(versions).tolist())]
+        nonce, flags = secrets.token_hex(8), (int(newest_wins), int(only_present))
+        # Known before it is written: in a cluster the nodes keep no order, and an erasure looks for known versions.
+        self._execute([("SADD", self._name("versions"), *np.unique(versions).tolist())])
+        commands: list[tuple[Any, ...]] = []
         for user, key, value in zip(users.tolist(), self._keys(users, versions), records, strict=True):
             unnamed = self._name(f"{{{user}}}:new:{nonce}")
             header = value[: record.HEADER_BYTES].tobytes()
             commands += [
                 ("SET", unnamed, value.data, "EX", _UNNAMED_SECONDS),
-                ("EVAL", _NAME, 2, unnamed, key, header, int(newest_wins), int(only_present)),
+                ("EVAL", scripts.NAME, 3, unnamed, key, self._erasure_key(user), header, *flags),
             ]
-        return sum(self._execute(commands)[2::2])
+        return sum(self._execute(commands)[1::2])
 
     def _unlink(self, users: np.ndarray, versions: np.ndarray) -> int:
         keys = self._keys(users, versions)
@@ -242,6 +248,19 @@ class RedisStore(KeyedStore):
     def _keys(self, users: np.ndarray, versions: np.ndarray) -> list[str]:
         pairs = zip(users.tolist(), versions.tolist(), strict=True)
         return [self._name(f"{{{user}}}:{version}") for user, version in pairs]
+
+    def _erasure_key(self, user: int) -> str:
+        return self._name(f"{{{user}}}:erased")
+
+    def _all_erasures(self) -> dict[bytes, bytes]:
+        """Keys and values of all erasures; who is gone when it is fetched is left out."""
+        keys = self._call(lambda client: list(client.scan_iter(match=self._name("{*}:erased"), count=1000)))
+        found: dict[bytes, bytes] = {}
+        for begin in range(0, len(keys), self._batch):
+            part = keys[begin : begin + self._batch]
+            values = self._execute([("GET", key) for key in part])
+            found |= {key: value for key, value in zip(part, values, strict=True) if value is not None}
+        return found
 
     def _versions(self) -> np.ndarray:
         """Model versions that were written, ascending."""

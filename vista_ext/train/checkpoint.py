@@ -50,14 +50,18 @@ class Checkpoint:
         return require("safetensors.torch", extra="run").load(content)
 
     def model(self) -> Ranker:
-        """The model with its weights, in evaluation mode."""
-        schema = FeatureSchema.from_dict(self.manifest["schema"])
-        config = VistaConfig.from_dict(self.manifest["config"])
+        """The model with its weights, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights are damaged, or do not fit what the manifest says.
+        """
         tensors = self.tensors("model")
-        model = build_model(self.manifest["model"], schema, config, tensors.get("items.features"))
         try:
+            schema = FeatureSchema.from_dict(self.manifest["schema"])
+            config = VistaConfig.from_dict(self.manifest["config"])
+            model = build_model(self.manifest["model"], schema, config, tensors.get("items.features"))
             model.load_state_dict(tensors)
-        except RuntimeError as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError, MemoryError) as error:
             raise CheckpointError(f"{self.path}: the weights do not fit the configuration: {error}") from error
         return model.eval()
 

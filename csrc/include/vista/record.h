@@ -16,7 +16,7 @@ struct RecordHeader {
   uint32_t magic;
   uint16_t format;
   uint8_t scheme;  // RowScheme
-  uint8_t flags;   // 0
+  uint8_t flags;   // 0; 1: an erasure, which is a header alone with zeros for the layout (vista_ext/store/erasure.py)
   uint32_t tokens;
   uint32_t dim;
   uint32_t group;

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
 from vista_ext.delivery.snapshot.format import KEYS
 from vista_ext.delivery.snapshot.reader import Snapshot
-from vista_ext.store import StoreError
+from vista_ext.store import Erasures, StoreError
 
 Kind = Literal["added", "removed", "newer", "older", "rewritten"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -49,6 +50,15 @@ def diff(before: Snapshot, after: Snapshot) -> Iterator[Changes]:
         raise StoreError(f"diff: {after.path}: buckets expected {len(before.files)}, found {len(after.files)}")
     for bucket in range(len(before.files)):
         yield _changes(before.keys(bucket), after.keys(bucket))
+
+
+def erased_since(before: Snapshot, after: Snapshot) -> Erasures:
+    """Who is erased in `after` and was not, or only until an earlier moment, in `before`."""
+    old, new = before.erasures(), after.erasures()
+    known = dict(zip(old.user_ids.tolist(), old.until.tolist(), strict=True))
+    pairs = zip(new.user_ids.tolist(), new.until.tolist(), strict=True)
+    more = torch.tensor([user not in known or known[user] < until for user, until in pairs], dtype=torch.bool)
+    return Erasures(new.user_ids[more], new.until[more])
 
 
 def _changes(old: np.ndarray, new: np.ndarray) -> Changes:

@@ -1,10 +1,10 @@
 """Columnar snapshots: a store as Parquet files in Hive-style partitions, complete or not there at all.
 
-    SNAPSHOT/_manifest.json  SNAPSHOT/_SUCCESS  SNAPSHOT/bucket=0/part-0.parquet  SNAPSHOT/bucket=1/...
+    SNAPSHOT/_manifest.json  _SUCCESS  _erased.parquet  bucket=0/part-0.parquet  bucket=1/...
 
 A user's bucket is the top of a hash of the id, so buckets are ranges of the hash and of equal size; within a bucket
 summaries are sorted by user id and model version. Rows are fixed-size binary, uncompressed: the bytes of the store.
-docs/delivery.md has the format.
+Erased users are in a file of their own. docs/delivery.md has the format.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from vista_ext.store import StoreSpec, Summaries, record
 from vista_ext.store.checks import check_summaries
 
-FORMAT = 1
-MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
+FORMAT = 2
+MANIFEST, SUCCESS, ERASED = "_manifest.json", "_SUCCESS", "_erased.parquet"
 KEYS = np.dtype([(name, "<i8") for name in ("user_id", "model_version", "event_time", "crc32")])
 
 
@@ -33,6 +33,15 @@ class PartFile:
     rows: int
     keys_crc32: int
     footer_crc32: int
+
+
+@dataclass(frozen=True)
+class ErasedFile:
+    """The file of erased users: its length, its rows, and a checksum of all of it."""
+
+    bytes: int
+    rows: int
+    crc32: int
 
 
 def bucket_of(users: np.ndarray, buckets: int) -> np.ndarray:

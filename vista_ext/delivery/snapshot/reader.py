@@ -5,32 +5,56 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vista_ext._extras import require
 from vista_ext.delivery.snapshot.format import (
+    ERASED,
     FORMAT,
     KEYS,
     MANIFEST,
     SUCCESS,
+    ErasedFile,
     PartFile,
     as_summaries,
     footer_crc32,
     keys_of,
 )
-from vista_ext.store import RecordError, StoreError, StoreSpec, Summaries, SummaryStore
+from vista_ext.store import Erasures, RecordError, StoreError, StoreSpec, Summaries, SummaryStore
 from vista_ext.store.checks import check_integer
 from vista_ext.store.lmdb import BATCH_BYTES, BATCH_RECORDS
 
 
-def import_snapshot(snapshot: Iterable[Summaries], store: SummaryStore) -> int:
-    """Merge what `Snapshot.read` yields into a store, newest event time wins; returns how many it wrote."""
-    return sum(map(store.add, snapshot))
+def import_snapshot(
+    snapshot: Snapshot,
+    store: SummaryStore,
+    first: int | None = None,
+    last: int | None = None,
+    *,
+    on_batch: Callable[[int], None] = lambda summaries: None,
+) -> int:
+    """Merge a snapshot into a store: newest event time wins, and who is erased there is erased here.
+
+    Args:
+        first, last: only users from `first` to `last`, both included.
+        on_batch: told how many summaries were read.
+
+    Returns:
+        How many summaries it wrote.
+    """
+    erased = snapshot.erasures(first, last)
+    store.erase(erased.user_ids, erased.until)
+    written = 0
+    for batch in snapshot.read(first, last):
+        written += store.add(batch)
+        on_batch(len(batch))
+    return written
 
 
 class Snapshot:
@@ -62,6 +86,9 @@ class Snapshot:
             size = (self.path / file.path).stat().st_size
             if size != file.bytes:
                 raise ValueError(f"{file.path}: expected {file.bytes} bytes, found {size}")
+        self._erased = ErasedFile(**values["erased"])
+        for name in ("bytes", "rows", "crc32"):
+            check_integer(MANIFEST, f"erased.{name}", getattr(self._erased, name), 0)
         rows = sum(file.rows for file in self.files)
         if values["buckets"] != len(self.files) or values["rows"] != rows:
             found = f"{values['buckets']!r} and {values['rows']!r}"
@@ -80,11 +107,17 @@ class Snapshot:
         Raises:
             StoreError: a file is damaged; RecordError, which is one, if it is a record.
         """
-        low, high = -(2**63) if first is None else first, 2**63 - 1 if last is None else last
-        check_integer("read", "first", low, -(2**63))
-        check_integer("read", "last", high, -(2**63))
+        low, high = _range(first, last)
         for file in self.files:
             yield from _summaries(self.path, file, self.spec, low, high)
+
+    def erasures(self, first: int | None = None, last: int | None = None) -> Erasures:
+        """Who is erased, by ascending user id; arguments and errors as of `read`. All of them are held at once, 16
+        bytes each."""
+        low, high = _range(first, last)
+        users, until = _read_erased(self.path, self._erased)
+        inside = (users >= low) & (users <= high)
+        return Erasures(torch.from_numpy(users[inside]), torch.from_numpy(until[inside]))
 
     def keys(self, bucket: int) -> np.ndarray:
         """The `KEYS` of a bucket, in order, without reading the rows."""
@@ -92,6 +125,31 @@ class Snapshot:
 
     def __iter__(self) -> Iterator[Summaries]:
         return self.read()
+
+
+def _range(first: int | None, last: int | None) -> tuple[int, int]:
+    low, high = -(2**63) if first is None else first, 2**63 - 1 if last is None else last
+    check_integer("read", "first", low, -(2**63))
+    check_integer("read", "last", high, -(2**63))
+    return low, high
+
+
+def _read_erased(folder: Path, file: ErasedFile) -> tuple[np.ndarray, np.ndarray]:
+    """Users and times, after the checksum of the whole file."""
+    arrow, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
+    where = f"snapshot {folder}: {ERASED}"
+    try:
+        data = (folder / ERASED).read_bytes()
+        if (len(data), zlib.crc32(data)) != (file.bytes, file.crc32):
+            expected = f"{file.bytes} bytes of crc32 {file.crc32:#010x}"
+            raise StoreError(f"{where}: expected {expected}, found {len(data)} of {zlib.crc32(data):#010x}")
+        table = parquet.read_table(io.BytesIO(data))
+        columns = [table.column(name).to_numpy().astype(np.int64) for name in ("user_id", "until")]
+    except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{where}: {error}") from error
+    if len(table) != file.rows:
+        raise StoreError(f"{where}: rows expected {file.rows}, found {len(table)}")
+    return columns[0], columns[1]
 
 
 @contextmanager

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vista_ext._extras import require
 from vista_ext.delivery.snapshot.format import (
+    ERASED,
     FORMAT,
     KEYS,
     MANIFEST,
     SUCCESS,
+    ErasedFile,
     PartFile,
     bucket_of,
     footer_crc32,
     keys_of,
 )
-from vista_ext.store import StoreError, StoreSpec, Summaries, SummaryStore
+from vista_ext.store import Erasures, StoreError, StoreSpec, Summaries, SummaryStore
 from vista_ext.store.checks import check_integer
 from vista_ext.store.environment import new_folder
 
@@ -33,7 +37,12 @@ GROUP_BYTES = 4 << 20  # of rows in a row group, the least that is read; each bu
 
 
 def export_snapshot(
-    summaries: SummaryStore | Iterable[Summaries], path: Path | str, spec: StoreSpec, buckets: int = BUCKETS
+    summaries: SummaryStore | Iterable[Summaries],
+    path: Path | str,
+    spec: StoreSpec,
+    buckets: int = BUCKETS,
+    *,
+    erasures: Callable[[], Erasures] | None = None,
 ) -> int:
     """Write summaries as a snapshot, which appears at `path` when it is complete and synced.
 
@@ -43,6 +52,8 @@ def export_snapshot(
         path: where nothing is yet.
         spec: the layout of the rows, kept in the manifest.
         buckets: a power of two up to 1024; memory is 4 MiB for each.
+        erasures: asked for after the last summary, so that who was erased meanwhile is known to be; of a store given
+            as `summaries`, its own by default.
 
     Returns:
         How many summaries it has.
@@ -64,11 +75,24 @@ def export_snapshot(
                 parts[i].append(keys[chosen], rows[chosen])
         files = [part.finish() for part in parts]
         total = sum(file.rows for file in files)
+        if erasures is None and isinstance(summaries, SummaryStore):
+            erasures = summaries.erasures
+        erased = _write_erased(folder, erasures() if erasures else Erasures(*torch.empty(2, 0, dtype=torch.int64)))
         manifest = {"format": FORMAT, "spec": spec.to_dict(), "buckets": buckets, "rows": total}
+        manifest["erased"] = asdict(erased)
         text = json.dumps(manifest | {"files": [asdict(file) for file in files]}, indent=1)
         (folder / MANIFEST).write_text(text)
         (folder / SUCCESS).touch()
     return total
+
+
+def _write_erased(folder: Path, erasures: Erasures) -> ErasedFile:
+    arrow, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
+    columns = {"user_id": arrow.array(erasures.user_ids.numpy()), "until": arrow.array(erasures.until.numpy())}
+    data = io.BytesIO()
+    parquet.write_table(arrow.table(columns), data)
+    (folder / ERASED).write_bytes(data.getvalue())
+    return ErasedFile(len(data.getvalue()), len(erasures), zlib.crc32(data.getvalue()))
 
 
 class _Part:
