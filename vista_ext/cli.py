@@ -84,24 +84,32 @@ def summarize(
     split: Annotated[str, typer.Option(help="stop reading each user at the first sample of this split")] = "",
     device: Device = "cpu",
 ) -> None:
-    """Summarize all users into the run's store, quantized."""
+    """Summarize all users into the run's store, quantized. Under torchrun processes share the users; what was cut off
+    goes on where it was."""
+    from vista_ext.processes import Processes
     from vista_ext.runs import Run
-    from vista_ext.serve.summarize import first_moments, open_for_writing, refresh
+    from vista_ext.serve.job import summarize_all
+    from vista_ext.serve.summarize import first_moments, open_for_writing
 
-    opened = Run.open(run, overrides or (), device)
+    processes = Processes.from_environment()
+    opened = Run.open(run, overrides or (), processes.device(device))
     before = first_moments(opened.dataset, split) if split else None
     choice = opened.config.store
     path = opened.split_store_path(split) if split else opened.store_path
-    with open_for_writing(path, opened.store_spec()) as store:
-        written = refresh(
+    with open_for_writing(path, opened.store_spec()) as store, processes.joined(opened.device):
+        done = summarize_all(
             opened.vista,
             opened.dataset,
             store,
+            path / "job",
             before=before,
             max_history=choice.max_history,
             users_per_batch=choice.users_per_batch,
+            users_per_shard=choice.users_per_shard,
+            processes=processes,
         )
-        print(f"{written} summaries written, {len(store)} in {path} ({choice.scheme})")
+        if not processes.rank:
+            print(f"{done}, {len(store)} in {path} ({choice.scheme})")
 
 
 @app.command()

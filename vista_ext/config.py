@@ -90,6 +90,8 @@ class StoreConfig:
         scheme: "int8", "int4" or "fp8_e4m3".
         group: values that share a scale; 0 for the scheme's default.
         users_per_batch: users summarized and written at a time.
+        users_per_shard: users of a shard, the piece that `vista summarize` gives to a process and repeats when it was
+            interrupted in it.
         max_history: newest events summarized; 0 for all.
     """
 
@@ -97,6 +99,7 @@ class StoreConfig:
     scheme: str = "int8"
     group: int = 0
     users_per_batch: int = 256
+    users_per_shard: int = 4096
     max_history: int = 0
 
 
@@ -141,6 +144,7 @@ class RunConfig:
 _POSITIVE = (
     "data.max_history", "train.epochs", "train.requests_per_batch", "train.learning_rate", "train.table_learning_rate",
     "train.patience", "train.checkpoint_steps", "train.log_steps", "store.users_per_batch",
+    "store.users_per_shard",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "seed", "threads", "data.request_window", "data.floor_item_prior", "train.weight_decay", "train.table_weight_decay",

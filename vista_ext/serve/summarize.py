@@ -13,7 +13,7 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.progress import track
-from vista_ext.store import LmdbStore, StoreSpec, SummaryStore
+from vista_ext.store import LmdbStore, StoreError, StoreSpec, SummaryStore
 
 # Events summarized together: bounds the memory of a batch of users, however long their histories are.
 EVENT_BUDGET = 1 << 20
@@ -25,8 +25,14 @@ def store_spec(config: VistaConfig, scheme: Scheme, group: int, model_version: i
 
 
 def open_for_writing(path: Path, spec: StoreSpec) -> LmdbStore:
-    """The store at a path, made if it is not there yet."""
-    return LmdbStore.open(path, readonly=False, spec=spec) if path.exists() else LmdbStore.create(path, spec)
+    """The store at a path, made if it is not there yet; several processes may do this at once."""
+    if not path.exists():
+        try:
+            return LmdbStore.create(path, spec)
+        except StoreError:
+            if not path.exists():  # else another process was faster
+                raise
+    return LmdbStore.open(path, readonly=False, spec=spec)
 
 
 def summarize_users(
@@ -85,24 +91,28 @@ def refresh(
     dataset: EventDataset,
     store: SummaryStore,
     *,
+    users: Tensor | None = None,
     before: Tensor | None = None,
     max_history: int = 0,
     users_per_batch: int = 256,
 ) -> int:
-    """Summarize all users into a store. Killed and begun again it repeats work but loses and doubles nothing.
+    """Summarize users into a store. Killed and begun again it repeats work but loses and doubles nothing.
+
+    Args:
+        users: int64 `[n]`; everybody by default. The other arguments are those of `summarize_users`.
 
     Returns:
         How many rows were written; a newer row that was there already stays.
     """
     written = 0
-    everybody = torch.arange(dataset.num_users)
+    chosen = torch.arange(dataset.num_users) if users is None else users
     spec = store.spec
     batches = summarize_users(
-        model, dataset, everybody, before=before, max_history=max_history, users_per_batch=users_per_batch
+        model, dataset, chosen, before=before, max_history=max_history, users_per_batch=users_per_batch
     )
-    for users, summaries, times in batches:
+    for some, summaries, times in batches:
         rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
-        written += store.insert(users, rows, times)
+        written += store.insert(some, rows, times)
     return written
 
 
