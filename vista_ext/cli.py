@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -66,15 +67,18 @@ def info() -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file")], overrides: Overrides = None, device: Device = "cpu"
 ) -> None:
-    """Train a model, or go on with a run that was cut off."""
+    """Train a model, or go on with a run that was cut off. Under torchrun processes share each batch."""
     from vista_ext.config import load_config
     from vista_ext.data.dataset import EventDataset
+    from vista_ext.processes import Processes
     from vista_ext.train.trainer import train as run_training
 
-    run = load_config(config, overrides or ())
-    dataset = EventDataset(run.data.path)
-    run_training(run, dataset, device=device)
-    print(f"trained: {run.folder}")
+    run, processes = load_config(config, overrides or ()), Processes.from_environment()
+    dataset, own = EventDataset(run.data.path), processes.device(device)
+    with processes.joined(own):
+        run_training(run, dataset, device=own, processes=processes)
+    if not processes.rank:
+        print(f"trained: {run.folder}")
 
 
 @app.command()
@@ -120,18 +124,25 @@ def refresh(
     max_wait: Annotated[int | None, typer.Option(help="or so many seconds after the first of them")] = None,
     max_history: Annotated[int, typer.Option(help="newest events read of each user; 0 for all")] = 0,
     now: Annotated[int | None, typer.Option(help="seconds; the end of each user's events by default")] = None,
+    states: Annotated[bool, typer.Option("--states", help="keep states, and add new events to them")] = False,
+    recompute_after: Annotated[int, typer.Option(help="updates of a state until all is read again")] = 20,
     device: Device = "cpu",
 ) -> None:
     """Summarize the users whose summary in the run's store is due: by new events, or by time."""
     from vista_ext.runs import Run
     from vista_ext.serve.incremental import RefreshPolicy, refresh_due
     from vista_ext.serve.summarize import open_for_writing
+    from vista_ext.store.states import StateStore
 
-    policy = RefreshPolicy(min_events, max_wait, max_history)
+    policy = RefreshPolicy(min_events, max_wait, max_history, recompute_after)
     opened = Run.open(run, overrides or (), device)
-    with open_for_writing(opened.store_path, opened.store_spec()) as store:
+    with (
+        open_for_writing(opened.store_path, opened.store_spec()) as store,
+        StateStore.open(opened.states_path, opened.state_spec()) if states else nullcontext() as kept,
+    ):
         batch = opened.config.store.users_per_batch
-        print(refresh_due(opened.vista, opened.dataset, store, policy, now=now, users_per_batch=batch))
+        done = refresh_due(opened.vista, opened.dataset, store, policy, states=kept, now=now, users_per_batch=batch)
+        print(done)
 
 
 @app.command()

@@ -57,7 +57,11 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training split, at most.
-        requests_per_batch: requests in a step.
+        requests_per_batch: requests in a step, over all processes; such that share a history count as one.
+        share_window: seconds within which requests of a user share one history, read at the first one's moment: stage 1
+            runs once for all of them. 0 for a history each.
+        loss_weighting: "candidate" (all candidates count alike), "request" (all requests alike, whatever the number of
+            their candidates) or "history" (all histories alike, whatever the requests that share them).
         learning_rate, weight_decay: of everything but the embedding tables.
         table_learning_rate, table_weight_decay: of the embedding tables.
         precision: "float32" or "bfloat16", of the layers; parameters, gradients and optimizer are float32 either way,
@@ -70,6 +74,8 @@ class TrainConfig:
 
     epochs: int = 10
     requests_per_batch: int = 256
+    share_window: int = 0
+    loss_weighting: str = "candidate"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     table_learning_rate: float = 1e-3
@@ -147,8 +153,8 @@ _POSITIVE = (
     "store.users_per_shard",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "threads", "data.request_window", "data.floor_item_prior", "train.weight_decay", "train.table_weight_decay",
-    "train.main_task_weight", "store.group", "store.max_history",
+    "seed", "threads", "data.request_window", "data.floor_item_prior", "train.share_window", "train.weight_decay",
+    "train.table_weight_decay", "train.main_task_weight", "store.group", "store.max_history",
 )  # fmt: skip
 
 
@@ -214,6 +220,9 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"model.name must be vista, din or mean, found {config.model.name!r}")
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision must be float32 or bfloat16, found {config.train.precision!r}")
+    if config.train.loss_weighting not in ("candidate", "request", "history"):
+        found = f"{config.train.loss_weighting!r}"
+        raise ConfigError(f"train.loss_weighting must be candidate, request or history, found {found}")
     if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
         raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
     if config.seed >= 2**63:

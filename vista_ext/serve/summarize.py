@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vista_ext import ops
+from vista_ext.data.batch import Histories
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.ops.cache_rows import Scheme
@@ -56,19 +57,23 @@ def summarize_users(
     Yields:
         users `[b]`, summaries `[b, seeds, dim]`, and the int64 times `[b]` that they stand for (seconds).
     """
-    batches = _summarize_users(model, dataset, users, before, max_history, skip_last, users_per_batch)
-    return track(batches, "summarizing", len(users), unit="users", size=lambda b: len(b[0]))
+    device = next(model.parameters()).device
+    batches = history_batches(dataset, users, before, max_history, skip_last, users_per_batch)
+    for chosen, histories in track(batches, "summarizing", len(users), unit="users", size=lambda b: len(b[0])):
+        yield chosen, model.summarize(histories.to(device)).cpu(), histories.now
 
 
-def _summarize_users(
-    model: Vista,
+def history_batches(
     dataset: EventDataset,
     users: Tensor,
     before: Tensor | None,
-    max_history: int,
-    skip_last: int,
-    users_per_batch: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    max_history: int = 0,
+    skip_last: int = 0,
+    users_per_batch: int = 256,
+    since: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Histories]]:
+    """Users and their histories, as many at a time as fit the event budget; arguments as for `summarize_users`, and
+    `since` as for `EventDataset.histories`."""
     begin = 0
     most = max_history or 2**62
     while begin < len(users):
@@ -76,12 +81,12 @@ def _summarize_users(
         while True:
             chosen = users[begin : begin + size]
             moments = None if before is None else before[begin : begin + size]
-            histories = dataset.histories(chosen, moments, most, skip_last)
+            earliest = None if since is None else since[begin : begin + size]
+            histories = dataset.histories(chosen, moments, most, skip_last, earliest)
             if size == 1 or int(histories.seq_offsets[-1]) <= EVENT_BUDGET:
                 break
             size = (size + 1) // 2
-        device = next(model.parameters()).device
-        yield chosen, model.summarize(histories.to(device)).cpu(), histories.now
+        yield chosen, histories
         begin += size
 
 
