@@ -149,11 +149,11 @@ class StateStore:
                 self._damaged(users[i])
                 values[i], hits[i] = 0, False
         headers = np.ascontiguousarray(values[:, : HEADER.itemsize]).view(HEADER).reshape(len(users))
-        return States(
-            torch.from_numpy(values[:, HEADER.itemsize :].copy().view("<f4")).view(len(users), *self.spec.shape),
-            *(torch.from_numpy(headers[name].astype(np.int64)) for name in ("events", "updates", "event_time")),
-            hits=torch.from_numpy(hits),
+        events, updates, event_times = (
+            torch.from_numpy(headers[name].astype(np.int64)) for name in ("events", "updates", "event_time")
         )
+        states = torch.from_numpy(values[:, HEADER.itemsize :].copy().view("<f4")).view(len(users), *self.spec.shape)
+        return States(states, events, updates, event_times, torch.from_numpy(hits))
 
     def insert(self, user_ids: Tensor, values: Tensor, events: Tensor, updates: Tensor, event_times: Tensor) -> int:
         """Keep states, durably; one that is there and later stays. Returns how many were written.
