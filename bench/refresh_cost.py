@@ -1,6 +1,6 @@
 """What a refresh costs per user, in time and bytes, by how much of the history it reads.
 
-    python -m bench.refresh_cost [--presets kuairand,production] [--lengths 200,2000,20000] [--threads 1]
+    python -m bench.refresh_cost [--presets kuairand,production] [--lengths 200,2000,20000] [--events N] [--threads 1]
 
 Made-up histories, all of one length, and a model with random weights: neither changes the cost. Everybody has a summary
 and a state; then 20 events arrive for each, and `refresh_due` renews all summaries: from the whole history, from the
@@ -32,7 +32,6 @@ from vista_ext.store.states import StateSpec, StateStore
 ITEMS, SECONDS = 10_000, 60  # between events
 NEW, SUFFIX, EVENT_BYTES = 20, 200, 24
 ROUNDS = 3
-EVENTS = 400_000  # of a data set: that many users fit, and at most
 MOST_USERS = 512
 
 
@@ -40,7 +39,6 @@ def made_up(folder: Path, users: int, length: int) -> EventDataset:
     """Users with `length` events before `moment(length)`, and `NEW` more in each of the rounds."""
     total = length + ROUNDS * NEW
     generator = np.random.default_rng(0)
-    none = np.zeros(0, np.int64)
     write_dataset(
         folder,
         name="made up",
@@ -54,14 +52,14 @@ def made_up(folder: Path, users: int, length: int) -> EventDataset:
             "action": generator.integers(0, 2, users * total),
             "timestamp": np.tile(np.arange(total) * SECONDS, users),
         },
-        samples={"user_id": none, "item_id": none, "timestamp": none, "split": np.zeros(0, str), "label_label": none},
+        samples={"user_id": [0], "item_id": [1], "timestamp": [0], "split": ["test"], "label_label": [0.0]},
     )
     return EventDataset(folder)
 
 
-def measure(config: VistaConfig, folder: Path, length: int) -> list[tuple[str, float, float, float, int]]:
+def measure(config: VistaConfig, folder: Path, length: int, events: int) -> list[tuple[str, float, float, float, int]]:
     """Way, milliseconds a user (median, least and most of the rounds), bytes a user."""
-    users = max(4, min(MOST_USERS, EVENTS // length))
+    users = max(4, min(MOST_USERS, events // length))
     dataset = made_up(folder / "data", users, length)
     torch.manual_seed(0)
     model = Vista(dataset.schema, config).eval()
@@ -69,8 +67,12 @@ def measure(config: VistaConfig, folder: Path, length: int) -> list[tuple[str, f
     layout = StateSpec(config.summary_layers, config.heads, config.head_dim, 1)
     record = HEADER_BYTES + spec.row_bytes
     ways = {
-        "whole history": (RefreshPolicy(), None, EVENT_BYTES * (length + NEW) + record),
-        f"newest {SUFFIX}": (RefreshPolicy(max_history=SUFFIX), None, EVENT_BYTES * min(SUFFIX, length) + record),
+        "whole history": (RefreshPolicy(), None, EVENT_BYTES * (length + 2 * NEW) + record),
+        f"newest {SUFFIX}": (
+            RefreshPolicy(max_history=SUFFIX),
+            None,
+            EVENT_BYTES * min(SUFFIX, length + 2 * NEW) + record,
+        ),
         "state": (RefreshPolicy(), layout, EVENT_BYTES * NEW + 2 * layout.value_bytes + record),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -114,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="kuairand,production")
     parser.add_argument("--lengths", default="200,2000,20000")
+    parser.add_argument("--events", type=int, default=400_000, help="of all users together")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -122,7 +125,7 @@ def main() -> None:
     for preset in given.presets.split(","):
         for length in map(int, given.lengths.split(",")):
             with tempfile.TemporaryDirectory() as folder:
-                for name, median, least, most, size in measure(PRESETS[preset], Path(folder), length):
+                for name, median, least, most, size in measure(PRESETS[preset], Path(folder), length, given.events):
                     spread = f"{least:.2f} to {most:.2f}"
                     print(f"| {preset} | {length} | {name} | {median:.2f} | {spread} | {size} |", flush=True)
 

@@ -86,6 +86,7 @@ def summarize(
     run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="stop reading each user at the first sample of this split")] = "",
+    redis: Annotated[str, typer.Option(help="prefix of a store on VISTA_REDIS_URL to write instead")] = "",
     device: Device = "cpu",
 ) -> None:
     """Summarize all users into the run's store, quantized. Under torchrun processes share the users; what was cut off
@@ -93,19 +94,28 @@ def summarize(
     from vista_ext.processes import Processes
     from vista_ext.runs import Run
     from vista_ext.serve.job import summarize_all
-    from vista_ext.serve.summarize import first_moments, open_for_writing
+    from vista_ext.serve.summarize import first_moments, open_for_writing, open_on_server
+    from vista_ext.store import RedisConfig, SummaryStore
 
     processes = Processes.from_environment()
     opened = Run.open(run, overrides or (), processes.device(device))
     before = first_moments(opened.dataset, split) if split else None
     choice = opened.config.store
     path = opened.split_store_path(split) if split else opened.store_path
-    with open_for_writing(path, opened.store_spec()) as store, processes.joined(opened.device):
+    target: SummaryStore
+    if redis:
+        server = RedisConfig.from_environment(prefix=redis)
+        where, journal = server.where, path.with_name(f"{path.name}-{redis}.job")
+        target = open_on_server(server, opened.store_spec())
+    else:
+        where, journal = str(path), path / "job"
+        target = open_for_writing(path, opened.store_spec())
+    with target as store, processes.joined(opened.device):
         done = summarize_all(
             opened.vista,
             opened.dataset,
             store,
-            path / "job",
+            journal,
             before=before,
             max_history=choice.max_history,
             users_per_batch=choice.users_per_batch,
@@ -113,7 +123,7 @@ def summarize(
             processes=processes,
         )
         if not processes.rank:
-            print(f"{done}, {len(store)} in {path} ({choice.scheme})")
+            print(f"{done}, {len(store)} in {where} ({choice.scheme})")
 
 
 @app.command()

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from python_tests import ranks
-from python_tests.serve.workers import SHARDS, summarize_share
+from python_tests.serve.workers import SHARDS, summarize_share, summarize_to_server
+from python_tests.servers import RedisServer
 from vista_ext.data.dataset import EventDataset
 from vista_ext.processes import Processes
 from vista_ext.serve.job import Summarized, summarize_all
 from vista_ext.serve.summarize import open_for_writing
-from vista_ext.store import LmdbStore
+from vista_ext.store import LmdbStore, RedisConfig, RedisStore
 
 USERS = 60  # of the tiny data
 KILLS = int(os.environ.get("VISTA_KILL_ROUNDS", "6"))
@@ -155,6 +156,22 @@ def test_two_processes_write_one_store(trained, tmp_path, forkserver, undisturbe
     assert ranks.run(forkserver, 2, summarize_share, trained, tmp_path / "store", told) == [0, 0]
     assert sorted(told.get(timeout=10) for _ in range(2)) == [(rank, Summarized(60, 60, 0)) for rank in range(2)]
     assert same(content(tmp_path / "store"), undisturbed)
+
+
+def test_two_processes_write_one_server(trained, tmp_path, forkserver, undisturbed):
+    """As processes of several machines do."""
+    pytest.importorskip("redis", reason="pip install '.[redis]'")
+    server = RedisServer(tmp_path / "redis")
+    try:
+        config, told = RedisConfig(server.url), forkserver.Queue()
+        assert ranks.run(forkserver, 2, summarize_to_server, trained, config, tmp_path / "job", told) == [0, 0]
+        assert [told.get(timeout=10)[1] for _ in range(2)] == [Summarized(60, 60, 0)] * 2
+        with RedisStore.open(config) as store:
+            found = store.find(undisturbed[0])
+            assert len(store) == USERS
+        assert torch.equal(found.rows, undisturbed[2]) and torch.equal(found.event_times, undisturbed[1])
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow

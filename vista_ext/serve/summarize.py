@@ -14,7 +14,15 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.progress import track
-from vista_ext.store import LmdbStore, StoreError, StoreSpec, SummaryStore
+from vista_ext.store import (
+    LmdbStore,
+    RedisConfig,
+    RedisStore,
+    StoreError,
+    StoreSpec,
+    StoreUnavailableError,
+    SummaryStore,
+)
 
 # Events summarized together: bounds the memory of a batch of users, however long their histories are.
 EVENT_BUDGET = 1 << 20
@@ -34,6 +42,16 @@ def open_for_writing(path: Path, spec: StoreSpec) -> LmdbStore:
             if not path.exists():  # else another process was faster
                 raise
     return LmdbStore.open(path, readonly=False, spec=spec)
+
+
+def open_on_server(config: RedisConfig, spec: StoreSpec) -> RedisStore:
+    """The store on a server, made if it is not there yet; several processes may do this at once."""
+    try:
+        return RedisStore.create(config, spec)
+    except StoreUnavailableError:
+        raise
+    except StoreError:  # there is one
+        return RedisStore.open(config, spec=spec)
 
 
 def summarize_users(
