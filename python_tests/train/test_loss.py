@@ -52,14 +52,14 @@ def test_loss_is_the_mean_that_it_says(tiny_config, weighting):
     batch = replace(batch, candidates=candidates)
     torch.manual_seed(0)
     model = build_model("vista", dataset.schema, config.vista(), dataset.item_features)
-    found = Objective(model, config.train, Processes())(batch)
+    share, told = Objective(model, config.train, Processes())(batch)
     output = model(batch.histories, batch.candidates, batch.kv_index)
     logits, reconstruction = output.logits.detach(), float(output.losses["reconstruction"].detach())
     losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")[:, 0]
     task = written_out(batch, losses, weighting)
-    assert found.parts["loss/click"] == pytest.approx(task, rel=1e-5)
-    assert found.value == pytest.approx(task + reconstruction, rel=1e-5)
-    assert float(found.share.detach()) == pytest.approx(found.value, rel=1e-6)
+    assert told["loss/click"] == pytest.approx(task, rel=1e-5)
+    assert told["loss"] == pytest.approx(task + reconstruction, rel=1e-5)
+    assert float(share.detach()) == pytest.approx(told["loss"], rel=1e-6)
 
 
 def test_weightings_differ_where_sizes_do(tiny_config):
@@ -87,9 +87,9 @@ def test_a_part_without_requests_has_a_loss_of_zero_and_gradients(tiny_config, w
     dataset, batches = batches_of(config, part=(5, 6))
     assert len(batches[0].histories) == len(batches[0].labels) == 0
     model = build_model("vista", dataset.schema, config.vista(), dataset.item_features)
-    loss = Objective(model, config.train, Processes())(batches[0])
-    loss.share.backward()
-    assert loss.value == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    share, told = Objective(model, config.train, Processes())(batches[0])
+    share.backward()
+    assert told["loss"] == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 def test_sharing_a_history_changes_who_reads_it_and_nothing_else(tiny_config):

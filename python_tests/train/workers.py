@@ -8,6 +8,7 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import build_model
 from vista_ext.processes import Processes
 from vista_ext.train.loss import Objective
+from vista_ext.train.sharded import shard, whole
 from vista_ext.train.trainer import train
 
 
@@ -18,11 +19,15 @@ def train_share(folder):
 
 
 def gradients_of(config, dataset, processes, batches):
-    """Of the first batches: the loss, its parts, and the gradients by name, of each."""
+    """Of the first batches: the loss with its parts, and the gradients by name, of each."""
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, dataset.schema, config.vista(), dataset.item_features).train()
     objective = Objective(model, config.train, processes)
-    wrapped = DistributedDataParallel(objective) if processes.size > 1 else objective
+    wrapped = objective
+    if processes.size > 1 and config.train.parallel == "fsdp":
+        shard(wrapped, torch.device("cpu"), processes.size)
+    elif processes.size > 1:
+        wrapped = DistributedDataParallel(objective)
     found = []
     for batch in dataset.batches(
         "train",
@@ -32,11 +37,11 @@ def gradients_of(config, dataset, processes, batches):
         shuffle_seed=7,
         part=(processes.rank, processes.size),
     ):
-        loss = wrapped(batch)
+        share, told = wrapped(batch)
         model.zero_grad()
-        loss.share.backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        found.append((loss.value, loss.parts, gradients))
+        share.backward()
+        gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
+        found.append((told, gradients))
         if len(found) == batches:
             return found
     return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from vista_ext._extras import require
 from vista_ext.data.batch import FeatureSchema
 from vista_ext.models import Ranker, VistaConfig, build_model
+from vista_ext.train.sharded import cut_like, whole
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -69,6 +70,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     notes: dict[str, Any],
     random: Sequence[Tensor] = (),
+    *,
+    write: bool = True,
 ) -> None:
     """Write a checkpoint beside `path`, then rename: whoever finds the folder finds it whole.
 
@@ -76,14 +79,18 @@ def save_checkpoint(
         path: the folder to make; one that exists is replaced.
         notes: anything JSON holds, for the manifest.
         random: states of torch's random numbers, by process; kept with the optimizer.
+        write: False in all but one of the processes that have parts of a sharded model; they call this together.
     """
     serialize = require("safetensors.torch", extra="run").save
-    contents = {"model": serialize({k: v.contiguous() for k, v in model.state_dict().items()})}
+    parts = {"model": {name: whole(value).contiguous() for name, value in model.state_dict().items()}}
     if optimizer is not None:
         state = optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-        states = {_random(rank): state for rank, state in enumerate(random)}
-        contents["optimizer"] = serialize({k: v.contiguous() for k, v in flat.items()} | states)
+        parts["optimizer"] = {name: whole(value).contiguous() for name, value in flat.items()}
+        parts["optimizer"] |= {_random(rank): state for rank, state in enumerate(random)}
+    if not write:
+        return
+    contents = {name: serialize(tensors) for name, tensors in parts.items()}
     manifest = {
         "format": FORMAT,
         "model": model.encoder.name,
@@ -139,12 +146,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, 
     """Put an optimizer, and torch's random numbers in the process of that rank, back to where they were."""
     tensors = checkpoint.tensors("optimizer")
     torch.set_rng_state(tensors[_random(rank)])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(_random(0)):
             continue
         index, key = name.split(".", 1)
-        entries.setdefault(int(index), {})[key] = value
+        entries.setdefault(int(index), {})[key] = cut_like(value, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 
 

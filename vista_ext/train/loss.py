@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,21 +11,6 @@ from vista_ext.data.batch import Batch
 from vista_ext.models import Ranker
 from vista_ext.processes import Processes
 from vista_ext.train.precision import PRECISIONS, call_in
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The loss of a batch.
-
-    Args:
-        share: what this process has of it, to differentiate; its gradients are to be averaged over the processes.
-        value: of the whole batch, the same in all processes.
-        parts: of it, by name.
-    """
-
-    share: Tensor
-    value: float
-    parts: dict[str, float]
 
 
 class Objective(nn.Module):
@@ -46,8 +29,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.choice, self.processes = model, choice, processes
 
-    def forward(self, batch: Batch) -> Loss:
-        """The loss of a batch, of which this process has a part."""
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch, of which this process has a part.
+
+        Returns:
+            What this process has of it, to differentiate: its gradients are to be averaged over the processes. And
+            "loss", that of the whole batch, with its parts by name, the same in all processes.
+        """
         choice, tasks = self.choice, self.model.schema.tasks
         output = call_in(self.model, PRECISIONS[choice.precision], batch.histories, batch.candidates, batch.kv_index)
         weights = candidate_weights(batch, choice.loss_weighting)
@@ -63,9 +51,9 @@ class Objective(nn.Module):
         of_tasks[0] = choice.main_task_weight
         shares = torch.cat([of_tasks / of_tasks.sum().clamp(min=1e-9), sums.new_ones(len(added))]) / terms
         # One transfer for all that is told of a step.
-        value, *parts = torch.cat([(together * shares).sum()[None], together / terms]).tolist()
-        told = {f"loss/{name}": part for name, part in zip(names, parts, strict=True)}
-        return Loss((sums * shares).sum() * self.processes.size, value, told)
+        told = torch.cat([(together * shares).sum()[None], together / terms]).tolist()
+        keys = ["loss", *(f"loss/{name}" for name in names)]
+        return (sums * shares).sum() * self.processes.size, dict(zip(keys, told, strict=True))
 
 
 def candidate_weights(batch: Batch, weighting: str) -> Tensor:

@@ -23,10 +23,11 @@ from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Ranker, build_model
 from vista_ext.processes import Processes
 from vista_ext.progress import track
-from vista_ext.train.checkpoint import CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
+from vista_ext.train.checkpoint import Checkpoint, CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
 from vista_ext.train.evaluate import predict, quality
 from vista_ext.train.loss import Objective
 from vista_ext.train.records import Records
+from vista_ext.train.sharded import shard, unsharded
 
 log = logging.getLogger("vista")
 
@@ -53,7 +54,7 @@ def train(
 
     Args:
         processes: joined, if there are several. Each trains on its part of every batch, and averages gradients with the
-            others (`DistributedDataParallel`); the first one validates and writes. All must see the same folder.
+            others as `train.parallel` says; the first one validates and writes. All must see the same folder.
 
     Returns:
         The model of the epoch with the best AUC of the main task on "valid" (of the last epoch without that split);
@@ -102,12 +103,22 @@ class _Training:
         self.device = next(model.parameters()).device
         self.folder = Path(config.folder)
         self.checkpoints = self.folder / "checkpoints"
+        self.position = Position()
+        checkpoint = _begun(config, self.checkpoints, processes)
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.tensors("model"))
+        self.loss: nn.Module = Objective(model, config.train, processes)
+        if processes.size > 1 and config.train.parallel == "fsdp":
+            shard(self.loss, self.device, processes.size)
+        elif processes.size > 1:
+            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False)
         self.optimizer = make_optimizer(config, model)
-        if processes.rank:  # dropout of its own; the weights are those of the first process
+        if processes.rank:  # the weights are those of the first process, dropout is its own
             torch.manual_seed(config.seed + (processes.rank << 32))
-        self.position = _resume(config, self.checkpoints, model, self.optimizer, processes)
-        objective = Objective(model, config.train, processes)
-        self.loss = DistributedDataParallel(objective, broadcast_buffers=False) if processes.size > 1 else objective
+        if checkpoint is not None:
+            restore_optimizer(self.optimizer, checkpoint, processes.rank)
+            self.position = Position(**checkpoint.manifest["position"])
+            self._tell("going on at epoch %d, step %d", self.position.epoch, self.position.step)
         self.records: Records | None = None
 
     def run(self) -> Ranker:
@@ -130,19 +141,19 @@ class _Training:
         self.model.train()
         begun, rows = time.monotonic(), 0
         for batch in self._shuffled():
-            loss = self.loss(batch.to(self.device))
-            if not math.isfinite(loss.value):
+            share, told = self.loss(batch.to(self.device))
+            if not math.isfinite(told["loss"]):
                 raise FloatingPointError(
-                    f"step {position.step}: the loss is {loss.value}; checkpoints hold earlier steps"
+                    f"step {position.step}: the loss is {told['loss']}; checkpoints hold earlier steps"
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.share.backward()
+            share.backward()
             self.optimizer.step()
             rows += len(batch.users)
             position.step += 1
             position.batch += 1
-            if position.step % choice.log_steps == 0 and self.records:
-                self.records.write(position.step, loss=loss.value, **loss.parts)
+            if position.step % choice.log_steps == 0:
+                self._record(**told)
             if position.step % choice.checkpoint_steps == 0:
                 self._save()
         seconds = time.monotonic() - begun
@@ -170,36 +181,41 @@ class _Training:
         """Measure an epoch, and keep it if it is the best so far."""
         config, position, first = self.config, self.position, not self.processes.rank
         auc = torch.tensor(math.nan if first else 0.0, dtype=torch.float64)
-        if first and self.dataset.split_size("valid"):
-            # In batches of the training's size: no more memory than it, and caches hold the temporaries of small ones.
-            predictions = predict(self.model, self.dataset, "valid", config.data, config.train.requests_per_batch)
-            found = quality(predictions)
-            auc.fill_(found.auc)
-            if self.records:
-                self.records.write(position.step, **{f"valid/{name}": value for name, value in asdict(found).items()})
-            self._tell("epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc)
+        if self.dataset.split_size("valid"):
+            with unsharded(self.loss):
+                # Batches of the training's size take no more memory than it, and caches hold the temporaries of small
+                # ones.
+                size = config.train.requests_per_batch
+                found = quality(predict(self.model, self.dataset, "valid", config.data, size)) if first else None
+            if found is not None:
+                auc.fill_(found.auc)
+                self._record(**{f"valid/{name}": value for name, value in asdict(found).items()})
+                self._tell(
+                    "epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc
+                )
         verdict = float(self.processes.sum(auc))  # the others add nothing, and wait
         # Without a verdict (no validation split, or one class in it) the latest epoch is kept.
         if not verdict <= position.best_auc:
             position.best_auc = verdict if verdict == verdict else position.best_auc
             position.best_epoch = position.epoch
-            if first:
-                notes = {"epoch": position.epoch, "valid_auc": position.best_auc}
-                save_checkpoint(self.checkpoints / "best", self.model, None, notes)
+            notes = {"epoch": position.epoch, "valid_auc": position.best_auc}
+            save_checkpoint(self.checkpoints / "best", self.model, None, notes, write=first)
 
     def _save(self) -> None:
-        random = self.processes.gather(torch.get_rng_state())
-        if self.processes.rank:
-            return
+        random, first = self.processes.gather(torch.get_rng_state()), not self.processes.rank
         notes = {
             "position": asdict(self.position),
             "run": what_matters(self.config),
             "processes": self.processes.size,
         }
         path = self.checkpoints / f"step-{self.position.step:09d}"
-        save_checkpoint(path, self.model, self.optimizer, notes, random)
-        for older in _steps(self.checkpoints)[:-2]:
+        save_checkpoint(path, self.model, self.optimizer, notes, random, write=first)
+        for older in _steps(self.checkpoints)[:-2] if first else ():
             shutil.rmtree(older)
+
+    def _record(self, **values: float) -> None:
+        if self.records is not None:
+            self.records.write(self.position.step, **values)
 
     def _tell(self, *message: Any) -> None:
         if not self.processes.rank:
@@ -210,9 +226,8 @@ def _is_done(config: RunConfig, position: Position) -> bool:
     return position.best_epoch >= 0 and position.epoch - 1 - position.best_epoch >= config.train.patience
 
 
-def _resume(
-    config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torch.optim.Optimizer, processes: Processes
-) -> Position:
+def _begun(config: RunConfig, checkpoints: Path, processes: Processes) -> Checkpoint | None:
+    """The checkpoint to go on from, if there is one."""
     steps = _steps(checkpoints)
     newest = steps[-1].name if steps else "none"
     seen = processes.gather(torch.tensor(int(newest.removeprefix("step-")) if steps else -1))
@@ -222,7 +237,7 @@ def _resume(
             f"process {processes.rank} and step {int(seen[0])} of process 0"
         )
     if not steps:
-        return Position()
+        return None
     checkpoint = open_checkpoint(steps[-1])
     begun, wanted = checkpoint.manifest.get("run"), what_matters(config)
     if begun != wanted:
@@ -243,11 +258,7 @@ def _resume(
             f"{checkpoint.path}: expected a run of at most train.epochs = {config.train.epochs} epochs, found one of "
             f"{position.epoch}: choose another folder or remove this one"
         )
-    model.load_state_dict(checkpoint.tensors("model"))
-    restore_optimizer(optimizer, checkpoint, processes.rank)
-    if not processes.rank:
-        log.info("going on at epoch %d, step %d", position.epoch, position.step)
-    return position
+    return checkpoint
 
 
 def what_matters(config: RunConfig) -> dict[str, Any]:
