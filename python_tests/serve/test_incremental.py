@@ -135,7 +135,8 @@ def test_without_ages_states_give_what_the_whole_history_gives(run, store, state
     moments = states.find(torch.arange(60)).event_times
     whole = model.summarize(run.dataset.histories(torch.arange(60), moments, 10**6))
     assert torch.allclose(summaries_in(store), whole, atol=0.03)
-    refresh_due(model, run.dataset, store, RefreshPolicy(0, max_history=5, recompute_after=0), states=states)
+    forgetful = RefreshPolicy(0, max_history=5, recompute_after=0)
+    refresh_due(model, run.dataset, store, forgetful, states=states, now=int(moments.max()))
     assert states.find(torch.arange(60)).events.eq(5).all()
 
 
