@@ -21,7 +21,8 @@ def put(states, users, time, seed=0):
     n = len(users)
     values = torch.randn(n, *SPEC.shape, generator=torch.Generator().manual_seed(seed))
     numbers = torch.arange(n)
-    written = states.insert(torch.tensor(users, dtype=torch.int64), values, numbers, numbers + 1, torch.full((n,), time))
+    ids = torch.tensor(users, dtype=torch.int64)
+    written = states.insert(ids, values, numbers, numbers + 1, torch.full((n,), time))
     return values, written
 
 
