@@ -37,8 +37,8 @@ def gradients_of(config, dataset, processes, batches):
         shuffle_seed=7,
         part=(processes.rank, processes.size),
     ):
-        share, told = wrapped(batch)
         model.zero_grad()
+        share, told = wrapped(batch)
         share.backward()
         gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
         found.append((told, gradients))

@@ -86,7 +86,8 @@ def save_checkpoint(
     if optimizer is not None:
         state = optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-        parts["optimizer"] = {name: whole(value).contiguous() for name, value in flat.items()}
+        # Sorted: parts are put together in one order by all processes, whatever they were restored from.
+        parts["optimizer"] = {name: whole(value).contiguous() for name, value in sorted(flat.items())}
         parts["optimizer"] |= {_random(rank): state for rank, state in enumerate(random)}
     if not write:
         return

@@ -37,7 +37,8 @@ def whole(value: Tensor) -> Tensor:
 
 
 def cut_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The inverse of `whole` for what an optimizer has of a parameter; scalars stay."""
+    """The inverse of `whole` for what an optimizer has of a parameter; scalars stay. Nothing is sent: each process has
+    all of the value."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
