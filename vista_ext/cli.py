@@ -138,21 +138,33 @@ def refresh(
     recompute_after: Annotated[int, typer.Option(help="updates of a state until all is read again")] = 20,
     device: Device = "cpu",
 ) -> None:
-    """Summarize the users whose summary in the run's store is due: by new events, or by time."""
+    """Summarize the users whose summary in the run's store is due: by new events, or by time. Under torchrun processes
+    share the users."""
+    from vista_ext.processes import Processes
     from vista_ext.runs import Run
     from vista_ext.serve.incremental import RefreshPolicy, refresh_due
     from vista_ext.serve.summarize import open_for_writing
     from vista_ext.store.states import StateStore
 
-    policy = RefreshPolicy(min_events, max_wait, max_history, recompute_after)
-    opened = Run.open(run, overrides or (), device)
+    policy, processes = RefreshPolicy(min_events, max_wait, max_history, recompute_after), Processes.from_environment()
+    opened = Run.open(run, overrides or (), processes.device(device))
     with (
         open_for_writing(opened.store_path, opened.store_spec()) as store,
         StateStore.open(opened.states_path, opened.state_spec()) if states else nullcontext() as kept,
+        processes.joined(opened.device),
     ):
-        batch = opened.config.store.users_per_batch
-        done = refresh_due(opened.vista, opened.dataset, store, policy, states=kept, now=now, users_per_batch=batch)
-        print(done)
+        done = refresh_due(
+            opened.vista,
+            opened.dataset,
+            store,
+            policy,
+            states=kept,
+            now=now,
+            users_per_batch=opened.config.store.users_per_batch,
+            processes=processes,
+        )
+        if not processes.rank:
+            print(done)
 
 
 @app.command()

@@ -144,3 +144,5 @@ def test_the_commands_under_torchrun(tiny_data, tmp_path):
     assert "process 0 of 2: 32 of 32 users" in done.stderr and "process 1 of 2: 28 of 28 users" in done.stderr
     with LmdbStore.open(tmp_path / "run" / "store") as store:
         assert store.find(torch.arange(60)).hits.all()
+    refreshed = torchrun("refresh", "run", "--min-events", "0", "--states")
+    assert refreshed.stdout == "60 users, 60 due, 60 summaries written\n"

@@ -12,6 +12,7 @@ from vista_ext import ops
 from vista_ext.data.batch import Histories
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista
+from vista_ext.processes import Processes
 from vista_ext.progress import track
 from vista_ext.serve.summarize import history_batches, summarize_users
 from vista_ext.store import ReadPolicy, SummaryStore
@@ -86,6 +87,7 @@ def refresh_due(
     states: StateStore | None = None,
     now: int | None = None,
     users_per_batch: int = 256,
+    processes: Processes | None = None,
 ) -> Refreshed:
     """Summarize whose stored summary is due by a policy. Killed and begun again, it goes on with who is still due.
 
@@ -93,8 +95,13 @@ def refresh_due(
         states: where states are kept: who has one pays for the new events alone. A state tells how far it has read, so
             that it may lag behind the summary, or be ahead, whatever is interrupted when.
         now: the moment, seconds: only earlier events are read. None: after the last event of each user.
+        processes: among which users are shared, joined if there are several; this one alone by default.
+
+    Returns:
+        The counts over all processes, in each of them.
     """
-    everybody = torch.arange(dataset.num_users)
+    processes = processes or Processes()
+    everybody = torch.arange(processes.rank, dataset.num_users, processes.size)
     spec = store.spec
     due = written = extended = 0
     for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
@@ -108,7 +115,7 @@ def refresh_due(
             written += store.insert(some, rows, times)
             extended += old
         due += len(who)
-    return Refreshed(len(everybody), due, written, extended)
+    return Refreshed(*processes.sum(torch.tensor([len(everybody), due, written, extended])).tolist())
 
 
 def _renew(
