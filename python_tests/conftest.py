@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 
 import hypothesis
@@ -17,6 +18,14 @@ def tiny_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "tiny"
     make_synthetic(folder, users=60, items=50, events_per_user=80, recent=20, clusters=5, liked=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts clean processes without the cost of importing torch in each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "vista_ext.delivery", "vista_ext.runs", "vista_ext.train.trainer"])
+    return context
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,15 +69,18 @@ def info() -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file")], overrides: Overrides = None, device: Device = "cpu"
 ) -> None:
-    """Train a model, or go on with a run that was cut off."""
+    """Train a model, or go on with a run that was cut off. Under torchrun processes share each batch."""
     from vista_ext.config import load_config
     from vista_ext.data.dataset import EventDataset
+    from vista_ext.processes import Processes
     from vista_ext.train.trainer import train as run_training
 
-    run = load_config(config, overrides or ())
-    dataset = EventDataset(run.data.path)
-    run_training(run, dataset, device=device)
-    print(f"trained: {run.folder}")
+    run, processes = load_config(config, overrides or ()), Processes.from_environment()
+    dataset, own = EventDataset(run.data.path), processes.device(device)
+    with processes.joined(own):
+        run_training(run, dataset, device=own, processes=processes)
+    if not processes.rank:
+        print(f"trained: {run.folder}")
 
 
 @app.command()
@@ -84,26 +88,44 @@ def summarize(
     run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="stop reading each user at the first sample of this split")] = "",
+    redis: Annotated[str, typer.Option(help="prefix of a store on VISTA_REDIS_URL to write instead")] = "",
     device: Device = "cpu",
 ) -> None:
-    """Summarize all users into the run's store, quantized."""
+    """Summarize all users into the run's store, quantized. Under torchrun processes share the users; what was cut off
+    goes on where it was."""
+    from vista_ext.processes import Processes
     from vista_ext.runs import Run
-    from vista_ext.serve.summarize import first_moments, open_for_writing, refresh
+    from vista_ext.serve.job import summarize_all
+    from vista_ext.serve.summarize import first_moments, open_for_writing, open_on_server
+    from vista_ext.store import RedisConfig, SummaryStore
 
-    opened = Run.open(run, overrides or (), device)
+    processes = Processes.from_environment()
+    opened = Run.open(run, overrides or (), processes.device(device))
     before = first_moments(opened.dataset, split) if split else None
     choice = opened.config.store
     path = opened.split_store_path(split) if split else opened.store_path
-    with open_for_writing(path, opened.store_spec()) as store:
-        written = refresh(
+    target: SummaryStore
+    if redis:
+        server = RedisConfig.from_environment(prefix=redis)
+        where, journal = server.where, path.with_name(f"{path.name}-{redis}.job")
+        target = open_on_server(server, opened.store_spec())
+    else:
+        where, journal = str(path), path / "job"
+        target = open_for_writing(path, opened.store_spec())
+    with target as store, processes.joined(opened.device):
+        done = summarize_all(
             opened.vista,
             opened.dataset,
             store,
+            journal,
             before=before,
             max_history=choice.max_history,
             users_per_batch=choice.users_per_batch,
+            users_per_shard=choice.users_per_shard,
+            processes=processes,
         )
-        print(f"{written} summaries written, {len(store)} in {path} ({choice.scheme})")
+        if not processes.rank:
+            print(f"{done}, {len(store)} in {where} ({choice.scheme})")
 
 
 @app.command()
@@ -114,18 +136,37 @@ def refresh(
     max_wait: Annotated[int | None, typer.Option(help="or so many seconds after the first of them")] = None,
     max_history: Annotated[int, typer.Option(help="newest events read of each user; 0 for all")] = 0,
     now: Annotated[int | None, typer.Option(help="seconds; the end of each user's events by default")] = None,
+    states: Annotated[bool, typer.Option("--states", help="keep states, and add new events to them")] = False,
+    recompute_after: Annotated[int, typer.Option(help="updates of a state until all is read again")] = 20,
     device: Device = "cpu",
 ) -> None:
-    """Summarize the users whose summary in the run's store is due: by new events, or by time."""
+    """Summarize the users whose summary in the run's store is due: by new events, or by time. Under torchrun processes
+    share the users."""
+    from vista_ext.processes import Processes
     from vista_ext.runs import Run
     from vista_ext.serve.incremental import RefreshPolicy, refresh_due
     from vista_ext.serve.summarize import open_for_writing
+    from vista_ext.store.states import StateStore
 
-    policy = RefreshPolicy(min_events, max_wait, max_history)
-    opened = Run.open(run, overrides or (), device)
-    with open_for_writing(opened.store_path, opened.store_spec()) as store:
-        batch = opened.config.store.users_per_batch
-        print(refresh_due(opened.vista, opened.dataset, store, policy, now=now, users_per_batch=batch))
+    policy, processes = RefreshPolicy(min_events, max_wait, max_history, recompute_after), Processes.from_environment()
+    opened = Run.open(run, overrides or (), processes.device(device))
+    with (
+        open_for_writing(opened.store_path, opened.store_spec()) as store,
+        StateStore.open(opened.states_path, opened.state_spec()) if states else nullcontext() as kept,
+        processes.joined(opened.device),
+    ):
+        done = refresh_due(
+            opened.vista,
+            opened.dataset,
+            store,
+            policy,
+            states=kept,
+            now=now,
+            users_per_batch=opened.config.store.users_per_batch,
+            processes=processes,
+        )
+        if not processes.rank:
+            print(done)
 
 
 @app.command()

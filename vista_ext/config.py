@@ -53,7 +53,13 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training split, at most.
-        requests_per_batch: requests in a step.
+        requests_per_batch: requests in a step, over all processes; such that share a history count as one.
+        share_window: seconds within which requests of a user share one history, read at the first one's moment: stage 1
+            runs once for all of them. 0 for a history each.
+        loss_weighting: "candidate" (all candidates count alike), "request" (all requests alike, whatever the number of
+            their candidates) or "history" (all histories alike, whatever the requests that share them).
+        parallel: how several processes train together: "ddp" (each has all of the model) or "fsdp" (each keeps a part
+            of parameters and optimizer state, and has the whole for the time of a step).
         learning_rate, weight_decay: of everything but the embedding tables.
         table_learning_rate, table_weight_decay: of the embedding tables.
         precision: "float32" or "bfloat16", of the layers; parameters, gradients and optimizer are float32 either way,
@@ -66,6 +72,9 @@ class TrainConfig:
 
     epochs: int = 10
     requests_per_batch: int = 256
+    share_window: int = 0
+    loss_weighting: str = "candidate"
+    parallel: str = "ddp"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     table_learning_rate: float = 1e-3
@@ -86,6 +95,8 @@ class StoreConfig:
         scheme: "int8", "int4" or "fp8_e4m3".
         group: values that share a scale; 0 for the scheme's default.
         users_per_batch: users summarized and written at a time.
+        users_per_shard: users of a shard, the piece that `vista summarize` gives to a process and repeats when it was
+            interrupted in it.
         max_history: newest events summarized; 0 for all.
     """
 
@@ -93,6 +104,7 @@ class StoreConfig:
     scheme: str = "int8"
     group: int = 0
     users_per_batch: int = 256
+    users_per_shard: int = 4096
     max_history: int = 0
 
 
@@ -137,10 +149,11 @@ class RunConfig:
 _POSITIVE = (
     "data.max_history", "train.epochs", "train.requests_per_batch", "train.learning_rate", "train.table_learning_rate",
     "train.patience", "train.checkpoint_steps", "train.log_steps", "store.users_per_batch",
+    "store.users_per_shard",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "threads", "data.request_window", "data.floor_item_prior", "train.weight_decay", "train.table_weight_decay",
-    "train.main_task_weight", "store.group", "store.max_history",
+    "seed", "threads", "data.request_window", "data.floor_item_prior", "train.share_window", "train.weight_decay",
+    "train.table_weight_decay", "train.main_task_weight", "store.group", "store.max_history",
 )  # fmt: skip
 
 
@@ -186,6 +199,11 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"model.name must be vista, din or mean, found {config.model.name!r}")
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision must be float32 or bfloat16, found {config.train.precision!r}")
+    if config.train.loss_weighting not in ("candidate", "request", "history"):
+        found = f"{config.train.loss_weighting!r}"
+        raise ConfigError(f"train.loss_weighting must be candidate, request or history, found {found}")
+    if config.train.parallel not in ("ddp", "fsdp"):
+        raise ConfigError(f"train.parallel must be ddp or fsdp, found {config.train.parallel!r}")
     if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
         raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
     if config.seed >= 2**63:

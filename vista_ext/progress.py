@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vista_ext._extras import require
+from vista_ext.processes import Processes
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def working(what: str, total: int | None = None, unit: str = "") -> Iterator[Cal
             display.remove_task(task)
         return
     console = require("rich.console", extra="run").Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or Processes.from_environment().rank:  # there can be one bar on a terminal
         yield lambda _: None
         return
     with _progress(console) as _display:

@@ -15,6 +15,7 @@ from vista_ext.models import Ranker, Vista
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.serve.summarize import store_spec
 from vista_ext.store import StoreSpec
+from vista_ext.store.states import StateSpec
 from vista_ext.train.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -87,3 +88,13 @@ class Run:
         chosen: Scheme = scheme or store.scheme  # type: ignore[assignment]  # check_config knows the names
         version = self.checkpoint.manifest["crc32"]["model"]
         return store_spec(self.vista.config, chosen, store.group if scheme is None else 0, version)
+
+    def state_spec(self) -> StateSpec:
+        """Of the additive states of this run's model."""
+        model = self.vista.config
+        return StateSpec(model.summary_layers, model.heads, model.head_dim, self.checkpoint.manifest["crc32"]["model"])
+
+    @property
+    def states_path(self) -> Path:
+        """Of these states."""
+        return self.store_path.with_name(f"{self.store_path.name}-states")

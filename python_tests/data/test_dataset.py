@@ -134,6 +134,67 @@ def test_batches_hold_every_sample_once_with_its_history(dataset, split, window)
     assert sum(map(len, found)) == dataset.split_size(split)
 
 
+@pytest.mark.parametrize("window", [0, 4, 10**6])
+def test_requests_within_a_window_share_the_history_of_the_first(dataset, window):
+    alone = list(dataset.batches("train", requests_per_batch=1, max_history=9, request_window=2))
+    groups = []  # of the requests' indices
+    for i, batch in enumerate(alone):
+        user, moment = int(batch.users[0]), int(batch.histories.now[0])
+        if window and groups:
+            first = alone[groups[-1][0]]
+            if int(first.users[0]) == user and moment <= int(first.histories.now[0]) + window:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    sizes = {"requests_per_batch": 3, "request_window": 2, "share_window": window}
+    shared = list(dataset.batches("train", max_history=9, **sizes))
+    assert len(shared) == dataset.num_batches("train", 3, 2, window) == -(-len(groups) // 3)
+    for index, batch in enumerate(shared):
+        mine = groups[3 * index : 3 * index + 3]
+        assert len(batch.histories) == len(mine)
+        assert batch.kv_index.tolist() == [i for i, group in enumerate(mine) for _ in group]
+        members = [alone[i] for group in mine for i in group]
+        assert torch.equal(batch.candidates.offsets.diff(), torch.tensor([len(m.users) for m in members]))
+        assert torch.equal(batch.candidates.items, torch.cat([m.candidates.items for m in members]))
+        for i, group in enumerate(mine):
+            first = alone[group[0]].histories
+            assert as_rows(batch.histories, i) == as_rows(first, 0) and batch.histories.now[i] == first.now[0]
+    if window == 10**6:
+        assert max(map(len, groups)) > 1
+
+
+def test_histories_since_a_moment(dataset):
+    users = torch.arange(USERS)
+    end = dataset.end_of_events(users)
+    for since in (end - 10, end, torch.zeros_like(end)):
+        for most in (3, 10**6):
+            found = dataset.histories(users, end - 2, most, since=since)
+            for user in range(USERS):
+                later = [e for e in events_before(user, int(end[user]) - 2) if e[2] >= since[user]]
+                assert as_rows(found, user) == later[-most:]
+    assert torch.equal(dataset.histories(users, None, 10**6, since=end - 9).seq_offsets.diff(),
+                       dataset.events_since(users, end - 9)[0])  # fmt: skip
+    with pytest.raises(ValueError, match=r"since must have the shape \(2,\), found \(1,\)"):
+        dataset.histories(users[:2], None, 5, since=end[:1])
+
+
+def test_parts_of_batches_are_whole_histories(dataset):
+    sizes = {"requests_per_batch": 7, "max_history": 5, "share_window": 5, "shuffle_seed": 3}
+    whole = list(dataset.batches("train", **sizes))
+    parts = [list(dataset.batches("train", part=(i, 3), **sizes)) for i in range(3)]
+    assert [len(part) for part in parts] == [len(whole)] * 3
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        moments = [piece.histories.now.tolist() for piece in pieces]
+        assert moments == [batch.histories.now[i::3].tolist() for i in range(3)]
+        assert sorted(torch.cat([p.candidates.items for p in pieces]).tolist()) == sorted(
+            batch.candidates.items.tolist()
+        )
+    assert any(len(piece.histories) == 0 for piece in parts[2]) or len(whole[-1].histories) > 2
+    for part in ((3, 3), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=r"part must be \(i, n\)"):
+            dataset.batches("train", part=part, **sizes)
+
+
 def test_samples_are_in_the_order_of_unshuffled_batches(dataset):
     samples = dataset.samples("valid")
     batches = list(dataset.batches("valid", requests_per_batch=10, max_history=3, request_window=5))

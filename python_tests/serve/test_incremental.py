@@ -5,11 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from vista_ext import ops
 from vista_ext.data.batch import Histories
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.models.config import EmbeddingConfig
 from vista_ext.serve.incremental import RefreshPolicy, extend, refresh_due
 from vista_ext.serve.summarize import open_for_writing, refresh, summarize_users
+from vista_ext.store.states import StateStore
 
 
 @pytest.fixture
@@ -71,6 +73,111 @@ def test_a_refresh_of_all_is_the_batch_job(run, store, tmp_path):
     refresh_due(run.vista, run.dataset, store, RefreshPolicy(0, max_history=7))
     parts = [s for _, s, _ in summarize_users(run.vista, run.dataset, torch.arange(60), max_history=7)]
     assert torch.cat(parts).shape[0] == 60
+
+
+@pytest.fixture
+def states(run, tmp_path):
+    with StateStore.open(tmp_path / "states", run.state_spec()) as states:
+        yield states
+
+
+def summaries_in(store, users=60):
+    spec = store.spec
+    return ops.dequantize_rows(store.find(torch.arange(users)).rows, spec.tokens, spec.dim)
+
+
+def steps_of(run, n):
+    """Moments that lead to the end of everybody's events."""
+    end = run.dataset.end_of_events(torch.arange(60))
+    return [int(end.min()) - 400 + (int(end.max()) - int(end.min()) + 400) * i // n for i in range(n + 1)]
+
+
+def test_refresh_from_states(run, store, states):
+    """Summaries of the states' own arithmetic; each user's events are read once until the history is read again."""
+    policy = RefreshPolicy(recompute_after=2)
+    expected, updates = run.vista.encoder.summarizer.empty_states(60), torch.zeros(60, dtype=torch.int64)
+    before = None
+    for step, now in enumerate(steps_of(run, 6)):
+        moment = torch.full((60,), now)
+        due = torch.ones(60, dtype=torch.bool)
+        if before is not None:
+            due = run.dataset.events_since(torch.arange(60), before, moment)[0] > 0
+        old = due & (updates < 2) if step else torch.zeros_like(due)
+        done = refresh_due(run.vista, run.dataset, store, policy, states=states, now=now, users_per_batch=7)
+        assert (done.due, done.written, done.extended) == (int(due.sum()), int(due.sum()), int(old.sum()))
+        updates = torch.where(old, updates + 1, torch.where(due, 0, updates))
+        for user in torch.nonzero(due)[:, 0].tolist():
+            mine = torch.tensor([user])
+            since = before[mine] if old[user] else None
+            new = run.dataset.histories(mine, now, 10**6, since=since)
+            if not old[user]:
+                expected[user] = 0
+            length = run.dataset.histories(mine, now, 10**6).seq_offsets.diff()
+            right = extend(run.vista, expected[user : user + 1], length, new)
+            assert torch.allclose(summaries_in(store)[user], right[0], atol=0.03)  # of eight bits
+        found = states.find(torch.arange(60))
+        assert torch.allclose(found.values, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.updates, updates) and found.hits.all()
+        before = moment if before is None else torch.where(due, moment, before)
+        assert torch.equal(found.event_times, before)
+        assert torch.equal(found.events, run.dataset.histories(torch.arange(60), before, 10**6).seq_offsets.diff())
+
+
+def test_without_ages_states_give_what_the_whole_history_gives(run, store, states):
+    """One layer and no ages: exact, however many updates; a bounded history forgets at each recomputation."""
+    config = VistaConfig(dim=32, num_seeds=8, heads=2, embedding=EmbeddingConfig(time_buckets=0))
+    torch.manual_seed(0)
+    model = Vista(run.dataset.schema, config, run.dataset.item_features).eval()
+    for now in steps_of(run, 5):
+        refresh_due(model, run.dataset, store, RefreshPolicy(), states=states, now=now)
+    updates = states.find(torch.arange(60)).updates
+    assert updates.max() >= 3
+    moments = states.find(torch.arange(60)).event_times
+    whole = model.summarize(run.dataset.histories(torch.arange(60), moments, 10**6))
+    assert torch.allclose(summaries_in(store), whole, atol=0.03)
+    forgetful = RefreshPolicy(0, max_history=5, recompute_after=0)
+    refresh_due(model, run.dataset, store, forgetful, states=states, now=int(moments.max()))
+    assert states.find(torch.arange(60)).events.eq(5).all()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["states", "store"])
+def test_cut_off_between_state_and_summary_nothing_is_added_twice(run, store, states, monkeypatch, where):
+    early, late = steps_of(run, 2)[1:]
+    refresh_due(run.vista, run.dataset, store, RefreshPolicy(), states=states, now=early)
+    victim = type(states) if where == "states" else type(store)
+    write, left = victim.insert, [2]
+
+    def dying(*arguments):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return write(*arguments)
+
+    monkeypatch.setattr(victim, "insert", dying)
+    with pytest.raises(Killed):
+        refresh_due(run.vista, run.dataset, store, RefreshPolicy(), states=states, now=late, users_per_batch=9)
+    monkeypatch.undo()
+    refresh_due(run.vista, run.dataset, store, RefreshPolicy(), states=states, now=late, users_per_batch=9)
+    found = states.find(torch.arange(60))
+    assert torch.equal(
+        found.events, run.dataset.histories(torch.arange(60), found.event_times, 10**6).seq_offsets.diff()
+    )
+    assert torch.equal(found.event_times, times(store))
+
+
+def test_states_come_with_the_summary(run):
+    """As `extend_` makes them of everything at once, also chunk by chunk and user by user."""
+    histories = run.dataset.histories(torch.arange(60), None, 10**6)
+    right = run.vista.encoder.summarizer.empty_states(60)
+    summaries = extend(run.vista, right, histories.seq_offsets.diff(), histories)
+    for options in ({}, {"chunk": 100}, {"deterministic": True}):
+        states = torch.full_like(right, 9.0)
+        found = run.vista.summarize(histories, states=states, **options)
+        assert torch.allclose(states, right, atol=1e-4) and torch.allclose(found, summaries, atol=1e-5)
 
 
 def parts_of(histories, cuts):

@@ -77,6 +77,7 @@ class EventDataset:
         )
         self._rows = {split: np.flatnonzero(samples["split"] == split) for split in SPLITS}
         self._requests: dict[tuple[str, int], Array] = {}
+        self._shared: dict[tuple[str, int, int], Array] = {}
 
     @property
     def num_users(self) -> int:
@@ -111,7 +112,14 @@ class EventDataset:
         last = self._events["timestamp"][np.maximum(end, 1) - 1] if self.num_events else np.zeros_like(end)
         return torch.from_numpy(np.asarray(np.where(end > begin, last + 1, 0)))
 
-    def histories(self, users: Tensor, before: Tensor | int | None, max_history: int, skip_last: int = 0) -> Histories:
+    def histories(
+        self,
+        users: Tensor,
+        before: Tensor | int | None,
+        max_history: int,
+        skip_last: int = 0,
+        since: Tensor | None = None,
+    ) -> Histories:
         """The last events of users, strictly earlier than a moment.
 
         Args:
@@ -119,9 +127,10 @@ class EventDataset:
             before: the moment, seconds, one or `[n]`; None: after the last event (`end_of_events`).
             max_history: at most that many events of each user, the latest.
             skip_last: leave out that many of the newest events first, as a stale copy would.
+            since: int64 `[n]`, seconds: only events from this moment on; None for all.
 
         Raises:
-            ValueError: an unknown user, a negative count, `before` of another shape.
+            ValueError: an unknown user, a negative count, `before` or `since` of another shape.
         """
         _check_count("max_history", max_history, 0)
         _check_count("skip_last", skip_last, 0)
@@ -134,6 +143,10 @@ class EventDataset:
         now = np.broadcast_to(now, user.shape).astype(np.int64)
         begin = self._offsets[user]
         end = _first_not_before(self._events["timestamp"], begin, self._offsets[user + 1], now)
+        if since is not None:
+            if tuple(since.shape) != user.shape:
+                raise ValueError(f"since must have the shape {user.shape}, found {tuple(since.shape)}")
+            begin = _first_not_before(self._events["timestamp"], begin, end, since.cpu().numpy().astype(np.int64))
         end = np.maximum(end - skip_last, begin)
         begin = np.maximum(end - max_history, begin)
         index, offsets = _ranges(begin, end)
@@ -166,10 +179,10 @@ class EventDataset:
         times = self._events["timestamp"][np.minimum(first, max(self.num_events - 1, 0))] if self.num_events else first
         return torch.from_numpy(counts), torch.from_numpy(np.where(counts > 0, times, -1))
 
-    def num_batches(self, split: str, requests_per_batch: int, request_window: int = 0) -> int:
+    def num_batches(self, split: str, requests_per_batch: int, request_window: int = 0, share_window: int = 0) -> int:
         """Number of batches of a whole pass, arguments as for `batches`."""
         _check_count("requests_per_batch", requests_per_batch, 1)
-        return -(-(len(self._request_offsets(split, request_window)) - 1) // requests_per_batch)
+        return -(-(len(self._history_offsets(split, request_window, share_window)) - 1) // requests_per_batch)
 
     def batches(
         self,
@@ -178,47 +191,59 @@ class EventDataset:
         requests_per_batch: int,
         max_history: int,
         request_window: int = 0,
+        share_window: int = 0,
         shuffle_seed: int | None = None,
         start_batch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """One pass over a split, on the CPU.
 
         Samples of one user within `request_window` seconds from the first one are one request. It is read at the
-        first one's timestamp: what the user did between its samples is not in its history.
+        first one's timestamp: what the user did between its samples is not in its history. Requests of one user within
+        `share_window` seconds from the first one share its history in the same way, and stay requests of their own.
 
         Args:
-            requests_per_batch: the last batch may have fewer.
+            requests_per_batch: the last batch may have fewer. Requests that share a history count as one.
             max_history: as for `histories`.
             request_window: seconds; 0 joins samples of equal timestamps only.
-            shuffle_seed: order of the requests; None: that of `samples`.
+            share_window: seconds; 0 shares nothing.
+            shuffle_seed: order of the histories; None: that of `samples`.
             start_batch: skip that many batches, to resume a pass.
+            part: `(i, n)`: of each batch the i-th of n parts, the histories i, i + n, ...; it may be empty.
 
         Yields:
-            Batches with one history per request (`kv_index` counts up).
+            Batches with one history per request, or per requests that share one (`kv_index`).
 
         Raises:
             ValueError: an unknown split, or a count out of range.
         """
         _check_count("max_history", max_history, 0)
         _check_count("start_batch", start_batch, 0)
-        count = self.num_batches(split, requests_per_batch, request_window)
+        if not 0 <= part[0] < part[1]:
+            raise ValueError(f"part must be (i, n) with 0 <= i < n, found {part}")
+        count = self.num_batches(split, requests_per_batch, request_window, share_window)
         offsets = self._request_offsets(split, request_window)
-        order = np.arange(len(offsets) - 1)
+        shared = self._history_offsets(split, request_window, share_window)
+        order = np.arange(len(shared) - 1)
         if shuffle_seed is not None:
             np.random.default_rng(shuffle_seed).shuffle(order)
         rows = self._split_rows(split)
 
         def batch(index: int) -> Batch:
-            chosen = order[index * requests_per_batch : (index + 1) * requests_per_batch]
-            within, candidates = _ranges(offsets[chosen], offsets[chosen + 1])
-            first = torch.from_numpy(rows[offsets[chosen]])
+            chosen = order[index * requests_per_batch : (index + 1) * requests_per_batch][part[0] :: part[1]]
+            requests, _ = _ranges(shared[chosen], shared[chosen + 1])
+            within, candidates = _ranges(offsets[requests], offsets[requests + 1])
+            first = torch.from_numpy(rows[offsets[shared[chosen]]])
             samples = self._samples.rows(torch.from_numpy(rows[within]))
             return Batch(
                 self.histories(self._samples.users[first], self._samples.timestamps[first], max_history),
                 Candidates(
-                    torch.from_numpy(candidates), int(np.diff(candidates).max()), samples.items, samples.context
+                    torch.from_numpy(candidates),
+                    int(np.diff(candidates).max(initial=0)),
+                    samples.items,
+                    samples.context,
                 ),
-                torch.arange(len(chosen)),
+                torch.from_numpy(np.repeat(np.arange(len(chosen)), np.diff(shared)[chosen])),
                 samples.labels,
                 samples.users,
                 samples.timestamps,
@@ -231,15 +256,30 @@ class EventDataset:
         _check_count("request_window", window, 0)
         rows = self._split_rows(split)
         if (split, window) not in self._requests:
-            users, times = (x.numpy()[rows] for x in (self._samples.users, self._samples.timestamps))
-            user_end = np.searchsorted(users, users, side="right")
-            # The end of the request that would begin at each row; following it from row 0 visits the real beginnings.
-            following = _first_not_before(times, np.arange(len(rows)), user_end, times + window + 1).tolist()
-            offsets = [0]
-            while offsets[-1] < len(rows):
-                offsets.append(following[offsets[-1]])
-            self._requests[split, window] = np.array(offsets)
+            self._requests[split, window] = self._runs(rows, window)
         return self._requests[split, window]
+
+    def _history_offsets(self, split: str, request_window: int, share_window: int) -> Array:
+        """Where requests with a history of their own begin among all requests, and the end: int64 [histories + 1]."""
+        _check_count("share_window", share_window, 0)
+        offsets = self._request_offsets(split, request_window)
+        if not share_window:
+            return np.arange(len(offsets))
+        key = split, request_window, share_window
+        if key not in self._shared:
+            self._shared[key] = self._runs(self._split_rows(split)[offsets[:-1]], share_window)
+        return self._shared[key]
+
+    def _runs(self, rows: Array, window: int) -> Array:
+        """Cut samples into runs of one user and at most `window` seconds: where they begin, and the end."""
+        users, times = (x.numpy()[rows] for x in (self._samples.users, self._samples.timestamps))
+        user_end = np.searchsorted(users, users, side="right")
+        # The end of the run that would begin at each row; following it from row 0 visits the real beginnings.
+        following = _first_not_before(times, np.arange(len(rows)), user_end, times + window + 1).tolist()
+        offsets = [0]
+        while offsets[-1] < len(rows):
+            offsets.append(following[offsets[-1]])
+        return np.array(offsets)
 
     def _split_rows(self, split: str) -> Array:
         if split not in self._rows:

@@ -76,3 +76,7 @@ class Reconstruction(nn.Module):
         user, row = owners(offsets, newest.shape[0]), torch.arange(newest.shape[0], device=newest.device)
         counts = (user[:-1] == user[1:]) & (row[1:] < offsets[-1])
         return torch.where(counts, error, 0.0).sum() / counts.sum().clamp(min=1)
+
+    def predictions(self, seq_offsets: Tensor) -> Tensor:
+        """Of how many predicted events the loss of histories `[n]` is the mean: int64, a scalar."""
+        return (seq_offsets.diff().clamp(max=self.config.reconstruction_window) - 1).clamp(min=0).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ class Events:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of candidates: `[m, width]`, and the losses it adds to the task's, by name."""
+    """What an encoder makes of candidates: `[m, width]`, the losses it adds to the task's, by name, and of how many
+    terms each is the mean (what it weighs where a batch is shared among processes)."""
 
     rows: Tensor
     losses: dict[str, Tensor]
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):

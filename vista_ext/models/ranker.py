@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -16,10 +16,12 @@ from vista_ext.models.encoders import Encoder, Events
 
 @dataclass(frozen=True)
 class RankerOutput:
-    """Logits `[m, tasks]`, and the losses that the encoder adds to the task's, weighted, by name."""
+    """Logits `[m, tasks]`, the losses that the encoder adds to the task's, weighted, by name, and of how many terms
+    each is the mean."""
 
     logits: Tensor
     losses: dict[str, Tensor]
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Head(nn.Module):
@@ -97,4 +99,4 @@ class Ranker(nn.Module):
         rows = self.dropout(self.items(candidates.items).to(self.dtype))
         encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]
-        return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses)
+        return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses, encoded.counts)

@@ -99,9 +99,9 @@ class Summarizer(nn.Module):
         return walk.summaries()
 
     @torch.no_grad()
-    def stream_(self, events: Tensor, seq_offsets: Tensor, chunk: int) -> Tensor:
+    def stream_(self, events: Tensor, seq_offsets: Tensor, chunk: int, states: Tensor | None = None) -> Tensor:
         """`forward` without gradients, `chunk` rows at a time; overwrites `events`, so that one set of activations is
-        all there is at any length. Equal to `forward` within rounding.
+        all there is at any length. Equal to `forward` within rounding. Leaves in `states` what `extend_` goes on from.
 
         Raises:
             ValueError: if `chunk` is not positive.
@@ -116,6 +116,8 @@ class Summarizer(nn.Module):
             )
             for users, rows, offsets in released(pieces):
                 state[users] += layer.state(events[rows], offsets, chunk)
+            if states is not None:
+                states[:, number] = state
             state = walk.advance(layer, state)
             if number + 1 < len(self.layers):
                 for users, rows, offsets in released(pieces):

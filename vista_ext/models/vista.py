@@ -39,11 +39,12 @@ class VistaEncoder(Encoder):
     def forward(self, events: Events, candidates: Candidates, rows: Tensor, kv_index: Tensor) -> Encoded:
         """What candidates `[m, dim]` take from the summaries of events `[total, dim]`: `[m, width]`, and losses."""
         summaries = self.summarizer(events.rows, events.seq_offsets, events.max_seq_len)
-        losses = {}
+        losses, counts = {}, {}
         if self.reconstruction is not None and self.training:
             loss = self.reconstruction(summaries, events.rows, events.seq_offsets, events.max_seq_len, events.whole)
             losses["reconstruction"] = self.config.reconstruction_weight * loss
-        return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses)
+            counts["reconstruction"] = self.reconstruction.predictions(events.seq_offsets)
+        return Encoded(self.stage2(summaries, candidates, rows, kv_index, events), losses, counts)
 
 
 class Vista(Ranker):
@@ -61,7 +62,14 @@ class Vista(Ranker):
         super().__init__(schema, config, VistaEncoder(config), item_features)
 
     @torch.no_grad()
-    def summarize(self, histories: Histories, *, chunk: int = 8192, deterministic: bool = False) -> Tensor:
+    def summarize(
+        self,
+        histories: Histories,
+        *,
+        chunk: int = 8192,
+        deterministic: bool = False,
+        states: Tensor | None = None,
+    ) -> Tensor:
         """Stage 1 without gradients and without dropout, whatever mode the model is in: `[users, seeds, dim]`, in the
         dtype of the parameters.
 
@@ -70,6 +78,7 @@ class Vista(Ranker):
             chunk: events at work at a time. Memory is one row of `dim` values an event, plus a chunk's worth.
             deterministic: the same bits for a user whatever the number of threads and whoever else is in the batch.
                 Takes one user at a time on one thread, since matrix products round by their shape.
+            states: float32, as `Summarizer.empty_states` makes them, to keep what `Summarizer.extend_` goes on from.
 
         Raises:
             ValueError, IndexError: naming the argument, what was expected and what was found.
@@ -78,18 +87,21 @@ class Vista(Ranker):
         histories.check()
         with _evaluating(self):
             if not deterministic:
-                return self._summarize(histories, chunk)
+                return self._summarize(histories, chunk, states)
             with _one_thread():
-                parts = [self._summarize(histories.rows(i, i + 1), chunk) for i in range(len(histories))]
-            return torch.cat(parts) if parts else self._summarize(histories, chunk)
+                parts = [
+                    self._summarize(histories.rows(i, i + 1), chunk, None if states is None else states[i : i + 1])
+                    for i in range(len(histories))
+                ]
+            return torch.cat(parts) if parts else self._summarize(histories, chunk, states)
 
-    def _summarize(self, histories: Histories, chunk: int) -> Tensor:
+    def _summarize(self, histories: Histories, chunk: int, states: Tensor | None) -> Tensor:
         total = int(histories.seq_offsets[-1])
         events = self.encoder.summarizer.seeds.new_empty((total, self.config.dim))
         for begin in released(range(0, total, chunk)):
             part = _events(histories, begin, min(begin + chunk, total))
             events[begin : begin + chunk] = self.embed(part).rows
-        return self.encoder.summarizer.stream_(events, histories.seq_offsets, chunk)
+        return self.encoder.summarizer.stream_(events, histories.seq_offsets, chunk, states)
 
     def score(
         self,

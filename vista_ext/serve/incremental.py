@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,12 @@ from vista_ext import ops
 from vista_ext.data.batch import Histories
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista
+from vista_ext.processes import Processes
 from vista_ext.progress import track
-from vista_ext.serve.summarize import summarize_users
+from vista_ext.serve.summarize import history_batches, summarize_users
 from vista_ext.store import ReadPolicy, SummaryStore
 from vista_ext.store.checks import check_integer
+from vista_ext.store.states import StateStore
 
 _LOOK = 1024  # users whose stored summaries are looked at together
 
@@ -27,6 +30,8 @@ class RefreshPolicy:
         min_events: that many events that the summary does not have; 0 to refresh everybody.
         max_wait: or seconds since the first of these, however few they are; None for no limit.
         max_history: newest events read; 0 for all. Bounds the cost, and forgets what lies before.
+        recompute_after: where states are kept: so many times new events are added to one, then the history is read
+            anew. Each time adds to the drift, since what was added keeps the ages that it had (docs/delivery.md).
 
     Raises:
         ValueError: naming the argument, what was expected and what was found.
@@ -35,10 +40,12 @@ class RefreshPolicy:
     min_events: int = 1
     max_wait: int | None = None
     max_history: int = 0
+    recompute_after: int = 20
 
     def __post_init__(self) -> None:
         check_integer("policy", "min_events", self.min_events, 0)
         check_integer("policy", "max_history", self.max_history, 0)
+        check_integer("policy", "recompute_after", self.recompute_after, 0)
         if self.max_wait is not None:
             check_integer("policy", "max_wait", self.max_wait, 0)
 
@@ -57,14 +64,17 @@ class RefreshPolicy:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: users looked at, due, and summaries written (the others were overtaken meanwhile)."""
+    """What a refresh did: users looked at, due, and summaries written (the others were overtaken meanwhile); and of the
+    due, those whose new events were added to a stored state."""
 
     users: int
     due: int
     written: int
+    extended: int = 0
 
     def __str__(self) -> str:
-        return f"{self.users} users, {self.due} due, {self.written} summaries written"
+        how = f" ({self.extended} from states)" if self.extended else ""
+        return f"{self.users} users, {self.due} due{how}, {self.written} summaries written"
 
 
 @torch.no_grad()
@@ -74,35 +84,75 @@ def refresh_due(
     store: SummaryStore,
     policy: RefreshPolicy,
     *,
+    states: StateStore | None = None,
     now: int | None = None,
     users_per_batch: int = 256,
+    processes: Processes | None = None,
 ) -> Refreshed:
     """Summarize whose stored summary is due by a policy. Killed and begun again, it goes on with who is still due.
 
     Args:
+        states: where states are kept: who has one pays for the new events alone. A state tells how far it has read, so
+            that it may lag behind the summary, or be ahead, whatever is interrupted when.
         now: the moment, seconds: only earlier events are read. None: after the last event of each user.
+        processes: among which users are shared, joined if there are several; this one alone by default.
+
+    Returns:
+        The counts over all processes, in each of them.
     """
-    everybody = torch.arange(dataset.num_users)
+    processes = processes or Processes()
+    everybody = torch.arange(processes.rank, dataset.num_users, processes.size)
     spec = store.spec
-    due = written = 0
+    due = written = extended = 0
     for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
         stored = store.find(users, ReadPolicy(on_miss="flag", on_version_mismatch="miss"))
         moments = dataset.end_of_events(users) if now is None else torch.full_like(users, now)
         counts, first_times = dataset.events_since(users, stored.event_times, moments)
         chosen = policy.due(counts, first_times, moments) | ~stored.hits
-        batches = summarize_users(
-            model,
-            dataset,
-            users[chosen],
-            before=moments[chosen],
-            max_history=policy.max_history,
-            users_per_batch=users_per_batch,
-        )
-        for some, summaries, times in batches:
+        who, when = users[chosen], moments[chosen]
+        for some, summaries, times, old in _renew(model, dataset, states, policy, who, when, users_per_batch):
             rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
             written += store.insert(some, rows, times)
-        due += int(chosen.sum())
-    return Refreshed(len(everybody), due, written)
+            extended += old
+        due += len(who)
+    return Refreshed(*processes.sum(torch.tensor([len(everybody), due, written, extended])).tolist())
+
+
+def _renew(
+    model: Vista,
+    dataset: EventDataset,
+    states: StateStore | None,
+    policy: RefreshPolicy,
+    users: Tensor,
+    before: Tensor,
+    users_per_batch: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Summaries of users at moments: users, summaries, times, and how many of them from states."""
+    if states is None:
+        for some, summaries, times in summarize_users(
+            model, dataset, users, before=before, max_history=policy.max_history, users_per_batch=users_per_batch
+        ):
+            yield some, summaries, times, 0
+        return
+    device = next(model.parameters()).device
+    for who, when in zip(users.split(users_per_batch), before.split(users_per_batch), strict=True):
+        found = states.find(who)
+        old = found.hits & (found.updates < policy.recompute_after) & (found.event_times <= when)
+        begin = 0
+        for some, new in history_batches(dataset, who[old], when[old], since=found.event_times[old]):
+            part = torch.nonzero(old)[begin : begin + len(some), 0]
+            begin += len(some)
+            lengths = found.events[part] + new.seq_offsets.diff()
+            values = found.values[part].to(device)
+            summaries = extend(model, values, lengths.to(device), new.to(device)).cpu()
+            states.insert(some, values.cpu(), lengths, found.updates[part] + 1, new.now)
+            yield some, summaries, new.now, len(some)
+        for some, whole in history_batches(dataset, who[~old], when[~old], policy.max_history):
+            values = model.encoder.summarizer.empty_states(len(some), device)
+            summaries = model.summarize(whole.to(device), states=values).cpu()
+            lengths = whole.seq_offsets.diff()
+            states.insert(some, values.cpu(), lengths, torch.zeros_like(lengths), whole.now)
+            yield some, summaries, whole.now, 0
 
 
 @torch.no_grad()

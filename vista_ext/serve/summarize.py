@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from vista_ext import ops
+from vista_ext.data.batch import Histories
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Vista, VistaConfig
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.progress import track
-from vista_ext.store import LmdbStore, StoreSpec, SummaryStore
+from vista_ext.store import (
+    LmdbStore,
+    RedisConfig,
+    RedisStore,
+    StoreError,
+    StoreSpec,
+    StoreUnavailableError,
+    SummaryStore,
+)
 
 # Events summarized together: bounds the memory of a batch of users, however long their histories are.
 EVENT_BUDGET = 1 << 20
@@ -25,8 +34,24 @@ def store_spec(config: VistaConfig, scheme: Scheme, group: int, model_version: i
 
 
 def open_for_writing(path: Path, spec: StoreSpec) -> LmdbStore:
-    """The store at a path, made if it is not there yet."""
-    return LmdbStore.open(path, readonly=False, spec=spec) if path.exists() else LmdbStore.create(path, spec)
+    """The store at a path, made if it is not there yet; several processes may do this at once."""
+    if not path.exists():
+        try:
+            return LmdbStore.create(path, spec)
+        except StoreError:
+            if not path.exists():  # else another process was faster
+                raise
+    return LmdbStore.open(path, readonly=False, spec=spec)
+
+
+def open_on_server(config: RedisConfig, spec: StoreSpec) -> RedisStore:
+    """The store on a server, made if it is not there yet; several processes may do this at once."""
+    try:
+        return RedisStore.create(config, spec)
+    except StoreUnavailableError:
+        raise
+    except StoreError:  # there is one
+        return RedisStore.open(config, spec=spec)
 
 
 def summarize_users(
@@ -50,19 +75,23 @@ def summarize_users(
     Yields:
         users `[b]`, summaries `[b, seeds, dim]`, and the int64 times `[b]` that they stand for (seconds).
     """
-    batches = _summarize_users(model, dataset, users, before, max_history, skip_last, users_per_batch)
-    return track(batches, "summarizing", len(users), unit="users", size=lambda b: len(b[0]))
+    device = next(model.parameters()).device
+    batches = history_batches(dataset, users, before, max_history, skip_last, users_per_batch)
+    for chosen, histories in track(batches, "summarizing", len(users), unit="users", size=lambda b: len(b[0])):
+        yield chosen, model.summarize(histories.to(device)).cpu(), histories.now
 
 
-def _summarize_users(
-    model: Vista,
+def history_batches(
     dataset: EventDataset,
     users: Tensor,
     before: Tensor | None,
-    max_history: int,
-    skip_last: int,
-    users_per_batch: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    max_history: int = 0,
+    skip_last: int = 0,
+    users_per_batch: int = 256,
+    since: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Histories]]:
+    """Users and their histories, as many at a time as fit the event budget; arguments as for `summarize_users`, and
+    `since` as for `EventDataset.histories`."""
     begin = 0
     most = max_history or 2**62
     while begin < len(users):
@@ -70,12 +99,12 @@ def _summarize_users(
         while True:
             chosen = users[begin : begin + size]
             moments = None if before is None else before[begin : begin + size]
-            histories = dataset.histories(chosen, moments, most, skip_last)
+            earliest = None if since is None else since[begin : begin + size]
+            histories = dataset.histories(chosen, moments, most, skip_last, earliest)
             if size == 1 or int(histories.seq_offsets[-1]) <= EVENT_BUDGET:
                 break
             size = (size + 1) // 2
-        device = next(model.parameters()).device
-        yield chosen, model.summarize(histories.to(device)).cpu(), histories.now
+        yield chosen, histories
         begin += size
 
 
@@ -85,24 +114,28 @@ def refresh(
     dataset: EventDataset,
     store: SummaryStore,
     *,
+    users: Tensor | None = None,
     before: Tensor | None = None,
     max_history: int = 0,
     users_per_batch: int = 256,
 ) -> int:
-    """Summarize all users into a store. Killed and begun again it repeats work but loses and doubles nothing.
+    """Summarize users into a store. Killed and begun again it repeats work but loses and doubles nothing.
+
+    Args:
+        users: int64 `[n]`; everybody by default. The other arguments are those of `summarize_users`.
 
     Returns:
         How many rows were written; a newer row that was there already stays.
     """
     written = 0
-    everybody = torch.arange(dataset.num_users)
+    chosen = torch.arange(dataset.num_users) if users is None else users
     spec = store.spec
     batches = summarize_users(
-        model, dataset, everybody, before=before, max_history=max_history, users_per_batch=users_per_batch
+        model, dataset, chosen, before=before, max_history=max_history, users_per_batch=users_per_batch
     )
-    for users, summaries, times in batches:
+    for some, summaries, times in batches:
         rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
-        written += store.insert(users, rows, times)
+        written += store.insert(some, rows, times)
     return written
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vista_ext.store import liblmdb
 from vista_ext.store.base import StoreError, StoreSpec
@@ -29,6 +29,13 @@ _TAIL_BYTES = 64 << 20
 # LMDB's locks break when a process opens an environment twice, also by another path: keyed by device and inode.
 _open: weakref.WeakValueDictionary[tuple[int, int], Environment] = weakref.WeakValueDictionary()
 _open_lock = threading.Lock()
+
+
+class Published(Protocol):
+    """What an environment says of what it holds."""
+
+    def to_json(self) -> bytes:
+        """As it is kept."""
 
 
 class Environment:
@@ -77,7 +84,7 @@ class Environment:
         _open[identity] = self
 
     @classmethod
-    def create(cls, path: Path, spec: StoreSpec, map_size: int) -> None:
+    def create(cls, path: Path, spec: Published, map_size: int) -> None:
         """Make a new environment; it appears at `path` complete or not at all."""
         lmdb = liblmdb.engine()
         with new_folder(path, "store") as folder:
@@ -105,12 +112,15 @@ class Environment:
             if env is not None:
                 env.close()
 
-    def read_spec(self) -> StoreSpec:
-        """The spec it was published with; StoreError if that cannot be read."""
+    def published(self) -> bytes:
+        """What it was published with, as JSON."""
         with self.read(self.meta) as txn:
             data = txn.get(_SPEC_KEY)
-            text = b"{}" if data is None else bytes(data)
-        return StoreSpec.from_json(text, f"store {self.path}")
+            return b"{}" if data is None else bytes(data)
+
+    def read_spec(self) -> StoreSpec:
+        """The spec it was published with; StoreError if that cannot be read."""
+        return StoreSpec.from_json(self.published(), f"store {self.path}")
 
     def write_spec(self, spec: StoreSpec) -> None:
         """Replace the spec, durably."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from vista_ext._extras import require
 from vista_ext.data.batch import FeatureSchema
 from vista_ext.models import Ranker, VistaConfig, build_model
+from vista_ext.train.sharded import cut_like, whole
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -66,19 +68,34 @@ class Checkpoint:
         return model.eval()
 
 
-def save_checkpoint(path: Path, model: Ranker, optimizer: torch.optim.Optimizer | None, notes: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    model: Ranker,
+    optimizer: torch.optim.Optimizer | None,
+    notes: dict[str, Any],
+    random: Sequence[Tensor] = (),
+    *,
+    write: bool = True,
+) -> None:
     """Write a checkpoint beside `path`, then rename: whoever finds the folder finds it whole.
 
     Args:
         path: the folder to make; one that exists is replaced.
         notes: anything JSON holds, for the manifest.
+        random: states of torch's random numbers, by process; kept with the optimizer.
+        write: False in all but one of the processes that have parts of a sharded model; they call this together.
     """
     serialize = require("safetensors.torch", extra="run").save
-    contents = {"model": serialize({k: v.contiguous() for k, v in model.state_dict().items()})}
+    parts = {"model": {name: whole(value).contiguous() for name, value in model.state_dict().items()}}
     if optimizer is not None:
         state = optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-        contents["optimizer"] = serialize({k: v.contiguous() for k, v in flat.items()} | {"rng": torch.get_rng_state()})
+        # Sorted: parts are put together in one order by all processes, whatever they were restored from.
+        parts["optimizer"] = {name: whole(value).contiguous() for name, value in sorted(flat.items())}
+        parts["optimizer"] |= {_random(rank): state for rank, state in enumerate(random)}
+    if not write:
+        return
+    contents = {name: serialize(tensors) for name, tensors in parts.items()}
     manifest = {
         "format": FORMAT,
         "model": model.encoder.name,
@@ -130,15 +147,22 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put an optimizer, and torch's random numbers, back to where they were."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, rank: int = 0) -> None:
+    """Put an optimizer, and torch's random numbers in the process of that rank, back to where they were."""
     tensors = checkpoint.tensors("optimizer")
-    torch.set_rng_state(tensors.pop("rng"))
+    torch.set_rng_state(tensors[_random(rank)])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
+        if name.startswith(_random(0)):
+            continue
         index, key = name.split(".", 1)
-        entries.setdefault(int(index), {})[key] = value
+        entries.setdefault(int(index), {})[key] = cut_like(value, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def _random(rank: int) -> str:
+    return f"rng.{rank}" if rank else "rng"
 
 
 def _write(path: Path, content: bytes) -> None:

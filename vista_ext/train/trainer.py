@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vista_ext.config import RunConfig, save_config
 from vista_ext.data.batch import Batch
 from vista_ext.data.dataset import EventDataset
 from vista_ext.models import Ranker, build_model
+from vista_ext.processes import Processes
 from vista_ext.progress import track
-from vista_ext.train.checkpoint import CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
+from vista_ext.train.checkpoint import Checkpoint, CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
 from vista_ext.train.evaluate import predict, quality
-from vista_ext.train.precision import PRECISIONS, call_in
+from vista_ext.train.loss import Objective
 from vista_ext.train.records import Records
+from vista_ext.train.sharded import shard, unsharded
 
 log = logging.getLogger("vista")
 
@@ -39,15 +43,26 @@ class Position:
     best_epoch: int = -1
 
 
-def train(config: RunConfig, dataset: EventDataset, *, device: torch.device | str = "cpu") -> Ranker:
+def train(
+    config: RunConfig,
+    dataset: EventDataset,
+    *,
+    device: torch.device | str = "cpu",
+    processes: Processes | None = None,
+) -> Ranker:
     """Train a model, or go on with the run that was begun in `config.folder`.
+
+    Args:
+        processes: joined, if there are several. Each trains on its part of every batch, and averages gradients with the
+            others as `train.parallel` says; the first one validates and writes. All must see the same folder.
 
     Returns:
         The model of the epoch with the best AUC of the main task on "valid" (of the last epoch without that split);
         also in the run's folder as checkpoint "best", beside the configuration.
 
     Raises:
-        CheckpointError: if the folder holds a checkpoint that is damaged, or of another configuration or more epochs.
+        CheckpointError: if the folder holds a checkpoint that is damaged, or of another configuration, of more epochs,
+            or of another number of processes.
         ValueError: if there is nothing to train on.
         FloatingPointError: if the loss is not finite.
     """
@@ -55,20 +70,9 @@ def train(config: RunConfig, dataset: EventDataset, *, device: torch.device | st
         raise ValueError(f"{dataset.path}: the train split is empty, expected samples to train on")
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder = Path(config.folder)
-    checkpoints = folder / "checkpoints"
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, dataset.schema, config.vista(), dataset.item_features).to(device)
-    optimizer = make_optimizer(config, model)
-    position = _resume(config, checkpoints, model, optimizer)
-    save_config(config)  # not before: the file of a run that cannot go on like this stays as it is
-    with Records(folder, position.step) as records:
-        while position.epoch < config.train.epochs and not _is_done(config, position):
-            _train_epoch(config, dataset, model, optimizer, position, records, checkpoints)
-            _judge(config, dataset, model, position, records, checkpoints)
-            position.epoch, position.batch = position.epoch + 1, 0
-            _save(config, checkpoints, model, optimizer, position)
-    return open_checkpoint(checkpoints / "best").model().to(device)
+    return _Training(config, dataset, model, processes or Processes()).run()
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -91,102 +95,149 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups)
 
 
-def loss_of(
-    model: Ranker, batch: Batch, main_task_weight: float, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch with the layers in `dtype`, and its parts by name."""
-    output = call_in(model, dtype, batch.histories, batch.candidates, batch.kv_index)
-    logits = output.logits.float()
-    by_task = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none").mean(0)
-    weights = torch.ones_like(by_task)
-    weights[0] = main_task_weight
-    total = (by_task * weights).sum() / weights.sum().clamp(min=1e-9)
-    parts = {f"loss/{task}": float(value) for task, value in zip(model.schema.tasks, by_task.detach(), strict=True)}
-    for name, value in output.losses.items():
-        total = total + value
-        parts[f"loss/{name}"] = float(value.detach())
-    return total, parts
+class _Training:
+    """A run in one of its processes."""
 
+    def __init__(self, config: RunConfig, dataset: EventDataset, model: Ranker, processes: Processes) -> None:
+        self.config, self.dataset, self.model, self.processes = config, dataset, model, processes
+        self.device = next(model.parameters()).device
+        self.folder = Path(config.folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self.position = Position()
+        checkpoint = _begun(config, self.checkpoints, processes)
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.tensors("model"))
+        self.loss: nn.Module = Objective(model, config.train, processes)
+        if processes.size > 1 and config.train.parallel == "fsdp":
+            shard(self.loss, self.device, processes.size)
+        elif processes.size > 1:
+            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False)
+        self.optimizer = make_optimizer(config, model)
+        if processes.rank:  # the weights are those of the first process, dropout is its own
+            torch.manual_seed(config.seed + (processes.rank << 32))
+        if checkpoint is not None:
+            restore_optimizer(self.optimizer, checkpoint, processes.rank)
+            self.position = Position(**checkpoint.manifest["position"])
+            self._tell("going on at epoch %d, step %d", self.position.epoch, self.position.step)
+        self.records: Records | None = None
 
-def _train_epoch(
-    config: RunConfig,
-    dataset: EventDataset,
-    model: Ranker,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    records: Records,
-    checkpoints: Path,
-) -> None:
-    choice, device = config.train, next(model.parameters()).device
-    model.train()
-    begun, rows = time.monotonic(), 0
-    for batch in _shuffled(config, dataset, position):
-        loss, parts = loss_of(model, batch.to(device), choice.main_task_weight, PRECISIONS[choice.precision])
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(f"step {position.step}: the loss is {loss.item()}; checkpoints hold earlier steps")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rows += len(batch.users)
-        position.step += 1
-        position.batch += 1
-        if position.step % choice.log_steps == 0:
-            records.write(position.step, loss=loss.item(), **parts)
-        if position.step % choice.checkpoint_steps == 0:
-            _save(config, checkpoints, model, optimizer, position)
-    seconds = time.monotonic() - begun
-    log.info("epoch %d: %d rows in %.0f s (%.0f rows/s)", position.epoch, rows, seconds, rows / max(seconds, 1e-9))
+    def run(self) -> Ranker:
+        """Train until it is done; the best model."""
+        config, position = self.config, self.position
+        with ExitStack() as stack:
+            if not self.processes.rank:
+                save_config(config)  # not before: the file of a run that cannot go on like this stays as it is
+                self.records = stack.enter_context(Records(self.folder, position.step))
+            while position.epoch < config.train.epochs and not _is_done(config, position):
+                self._train_epoch()
+                self._judge()
+                position.epoch, position.batch = position.epoch + 1, 0
+                self._save()
+        self.processes.sum(torch.zeros(()))  # the first process has written what all read now
+        return open_checkpoint(self.checkpoints / "best").model().to(self.device)
 
+    def _train_epoch(self) -> None:
+        choice, position = self.config.train, self.position
+        self.model.train()
+        begun, rows = time.monotonic(), 0
+        for batch in self._shuffled():
+            share, told = self.loss(batch.to(self.device))
+            if not math.isfinite(told["loss"]):
+                raise FloatingPointError(
+                    f"step {position.step}: the loss is {told['loss']}; checkpoints hold earlier steps"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            share.backward()
+            self.optimizer.step()
+            rows += len(batch.users)
+            position.step += 1
+            position.batch += 1
+            if position.step % choice.log_steps == 0:
+                self._record(**told)
+            if position.step % choice.checkpoint_steps == 0:
+                self._save()
+        seconds = time.monotonic() - begun
+        rows = int(self.processes.sum(torch.tensor(rows)))
+        self._tell(
+            "epoch %d: %d rows in %.0f s (%.0f rows/s)", position.epoch, rows, seconds, rows / max(seconds, 1e-9)
+        )
 
-def _shuffled(config: RunConfig, dataset: EventDataset, position: Position) -> Iterator[Batch]:
-    choice = config.train
-    total = dataset.num_batches("train", choice.requests_per_batch, config.data.request_window)
-    batches = dataset.batches(
-        "train",
-        requests_per_batch=choice.requests_per_batch,
-        max_history=config.data.max_history,
-        request_window=config.data.request_window,
-        shuffle_seed=config.seed * 10_000 + position.epoch,
-        start_batch=position.batch,
-    )
-    return track(batches, f"epoch {position.epoch}", total - position.batch, unit="batches")
+    def _shuffled(self) -> Iterator[Batch]:
+        config, choice, position = self.config, self.config.train, self.position
+        windows = {"request_window": config.data.request_window, "share_window": choice.share_window}
+        total = self.dataset.num_batches("train", choice.requests_per_batch, **windows)
+        batches = self.dataset.batches(
+            "train",
+            requests_per_batch=choice.requests_per_batch,
+            max_history=config.data.max_history,
+            shuffle_seed=config.seed * 10_000 + position.epoch,
+            start_batch=position.batch,
+            part=(self.processes.rank, self.processes.size),
+            **windows,
+        )
+        return track(batches, f"epoch {position.epoch}", total - position.batch, unit="batches")
 
+    def _judge(self) -> None:
+        """Measure an epoch, and keep it if it is the best so far."""
+        config, position, first = self.config, self.position, not self.processes.rank
+        auc = torch.tensor(math.nan if first else 0.0, dtype=torch.float64)
+        if self.dataset.split_size("valid"):
+            with unsharded(self.loss):
+                # Batches of the training's size take no more memory than it, and caches hold the temporaries of small
+                # ones.
+                size = config.train.requests_per_batch
+                found = quality(predict(self.model, self.dataset, "valid", config.data, size)) if first else None
+            if found is not None:
+                auc.fill_(found.auc)
+                self._record(**{f"valid/{name}": value for name, value in asdict(found).items()})
+                self._tell(
+                    "epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc
+                )
+        verdict = float(self.processes.sum(auc))  # the others add nothing, and wait
+        # Without a verdict (no validation split, or one class in it) the latest epoch is kept.
+        if not verdict <= position.best_auc:
+            position.best_auc = verdict if verdict == verdict else position.best_auc
+            position.best_epoch = position.epoch
+            notes = {"epoch": position.epoch, "valid_auc": position.best_auc}
+            save_checkpoint(self.checkpoints / "best", self.model, None, notes, write=first)
 
-def _judge(
-    config: RunConfig, dataset: EventDataset, model: Ranker, position: Position, records: Records, checkpoints: Path
-) -> None:
-    """Measure an epoch, and keep it if it is the best so far."""
-    auc = float("nan")
-    if dataset.split_size("valid"):
-        # In batches of the training's size: no more memory than it, and caches hold the temporaries of small ones.
-        found = quality(predict(model, dataset, "valid", config.data, config.train.requests_per_batch))
-        auc = found.auc
-        records.write(position.step, **{f"valid/{name}": value for name, value in asdict(found).items()})
-        log.info("epoch %d: valid AUC %.4f, NE %.4f, gAUC %.4f", position.epoch, found.auc, found.ne, found.gauc)
-    # Without a verdict (no validation split, or one class in it) the latest epoch is kept.
-    if not auc <= position.best_auc:
-        position.best_auc = auc if auc == auc else position.best_auc
-        position.best_epoch = position.epoch
-        save_checkpoint(checkpoints / "best", model, None, {"epoch": position.epoch, "valid_auc": position.best_auc})
+    def _save(self) -> None:
+        random, first = self.processes.gather(torch.get_rng_state()), not self.processes.rank
+        notes = {
+            "position": asdict(self.position),
+            "run": what_matters(self.config),
+            "processes": self.processes.size,
+        }
+        path = self.checkpoints / f"step-{self.position.step:09d}"
+        save_checkpoint(path, self.model, self.optimizer, notes, random, write=first)
+        for older in _steps(self.checkpoints)[:-2] if first else ():
+            shutil.rmtree(older)
+
+    def _record(self, **values: float) -> None:
+        if self.records is not None:
+            self.records.write(self.position.step, **values)
+
+    def _tell(self, *message: Any) -> None:
+        if not self.processes.rank:
+            log.info(*message)
 
 
 def _is_done(config: RunConfig, position: Position) -> bool:
     return position.best_epoch >= 0 and position.epoch - 1 - position.best_epoch >= config.train.patience
 
 
-def _save(
-    config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torch.optim.Optimizer, position: Position
-) -> None:
-    path = checkpoints / f"step-{position.step:09d}"
-    save_checkpoint(path, model, optimizer, {"position": asdict(position), "run": what_matters(config)})
-    for older in _steps(checkpoints)[:-2]:
-        shutil.rmtree(older)
-
-
-def _resume(config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torch.optim.Optimizer) -> Position:
+def _begun(config: RunConfig, checkpoints: Path, processes: Processes) -> Checkpoint | None:
+    """The checkpoint to go on from, if there is one."""
     steps = _steps(checkpoints)
+    newest = steps[-1].name if steps else "none"
+    seen = processes.gather(torch.tensor(int(newest.removeprefix("step-")) if steps else -1))
+    if any(int(step) != int(seen[0]) for step in seen):
+        raise CheckpointError(
+            f"{checkpoints}: expected a folder that all processes share, found {newest} as the newest checkpoint of "
+            f"process {processes.rank} and step {int(seen[0])} of process 0"
+        )
     if not steps:
-        return Position()
+        return None
     checkpoint = open_checkpoint(steps[-1])
     begun, wanted = checkpoint.manifest.get("run"), what_matters(config)
     if begun != wanted:
@@ -195,16 +246,19 @@ def _resume(config: RunConfig, checkpoints: Path, model: Ranker, optimizer: torc
             f"{checkpoint.path}: expected a run with this configuration, found another {', '.join(differing)}: "
             "choose another folder or remove this one"
         )
+    size = checkpoint.manifest.get("processes", 1)
+    if size != processes.size:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected a run of {processes.size} processes (WORLD_SIZE), found one of {size}: start "
+            "as many, choose another folder or remove this one"
+        )
     position = Position(**checkpoint.manifest["position"])
     if position.epoch > config.train.epochs:
         raise CheckpointError(
             f"{checkpoint.path}: expected a run of at most train.epochs = {config.train.epochs} epochs, found one of "
             f"{position.epoch}: choose another folder or remove this one"
         )
-    model.load_state_dict(checkpoint.tensors("model"))
-    restore_optimizer(optimizer, checkpoint)
-    log.info("going on at epoch %d, step %d", position.epoch, position.step)
-    return position
+    return checkpoint
 
 
 def what_matters(config: RunConfig) -> dict[str, Any]:
