@@ -118,12 +118,20 @@ inline void store_rows(const QlaParams& p, void* tensor, int64_t row, int64_t he
                        const float* from, const float* factor) {
   const int64_t width = pad(n), stride = p.heads * n;
   uint16_t* to = static_cast<uint16_t*>(tensor) + (row * p.heads + head) * n;
+  const auto value = [&](int64_t r, int64_t j) {
+    const vf x = load(from + r * width + j);
+    return (__m512)(factor == nullptr ? x : x * load(factor + r * width + j));
+  };
+  if (p.stream && can_stream(tensor, n * 2)) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < n; j += 32)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + r * stride + j),
+                            (__m512i)_mm512_cvtne2ps_pbh(value(r, j + 16), value(r, j)));
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < n; j += 16) {
-      vf x = load(from + r * width + j);
-      if (factor != nullptr) x *= load(factor + r * width + j);
-      _mm256_mask_storeu_epi16(to + r * stride + j, columns_from(j, n), (__m256i)_mm512_cvtneps_pbh((__m512)x));
-    }
+    for (int64_t j = 0; j < n; j += 16)
+      _mm256_mask_storeu_epi16(to + r * stride + j, columns_from(j, n), (__m256i)_mm512_cvtneps_pbh(value(r, j)));
 }
 
 inline int64_t rows_of(int64_t row, int64_t end) { return end - row < kTall ? end - row : kTall; }
@@ -177,6 +185,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       store_rows(p, p.out, row, task.head, p.e, rows, s.result_e, nullptr);
     }
   }
+  if (p.stream) drain();
 }
 
 void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
@@ -209,6 +218,7 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
     }
     copy_out(s.sum, p.d, p.e, task.chunk.partial + task.head * p.d * p.e);
   }
+  if (p.stream) drain();
 }
 
 void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
@@ -232,6 +242,7 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       store_rows(p, p.grad_v, row, task.head, p.e, rows, s.result_e, nullptr);
     }
   }
+  if (p.stream) drain();
 }
 
 }  // namespace amx
