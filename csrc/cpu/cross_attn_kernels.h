@@ -2,14 +2,14 @@
 // softmax runs in float32, forward with a running maximum, backward from the stored log-sum-exp.
 #pragma once
 
-#include "vector_math.h"
+#include "lanes.h"
 #include "vista/cross_attn.h"
 
 namespace vista::cpu {
 namespace VISTA_ISA {
 
 struct AttnScratch {
-  float *query, *grad, *key, *key_t, *value, *value_t, *scores, *grad_scores, *sum_d, *sum_e;
+  float *query, *grad, *key, *key_t, *value, *value_t, *scores, *grad_scores, *sum_d, *sum_e, *run_query, *run_out, *end;
   AttnScratch(float* base, int64_t d, int64_t e) {
     const int64_t dp = pad(d), ep = pad(e);
     auto take = [&](int64_t n) {
@@ -22,6 +22,8 @@ struct AttnScratch {
     value = take(kKeyBlock * ep), value_t = take(ep * kKeyBlock);
     scores = take(kQueryBlock * kKeyBlock), grad_scores = take(kQueryBlock * kKeyBlock);
     sum_d = take(kKeyBlock * dp), sum_e = take(kKeyBlock * ep);
+    run_query = take(kQueryRun * dp), run_out = take(kQueryRun * ep);
+    end = base;
   }
 };
 
@@ -56,68 +58,105 @@ inline float exp_one(float x) { return exp_v(splat(x))[0]; }
 inline float sum_row(const float* row) {
   vf sum{};
   for (int64_t i = 0; i < kKeyBlock; i += kLanes) sum += load(row + i);
-  float total = 0.f;
-  for (int64_t i = 0; i < kLanes; ++i) total += sum[i];
-  return total;
+  return sum_lanes(sum);
 }
 
-// row[i] = exp(row[i] - shift), zero from n on; the sum
+// The largest of n values and `high`; not a number counts for nothing.
+inline float largest(const float* row, int64_t n, float high) {
+  vf most = splat(high);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) most = max_v(load(row + i), most);
+  high = fold(most, max_v);
+  for (; i < n; ++i) high = row[i] > high ? row[i] : high;
+  return high;
+}
+
+// row[i] = exp(row[i] - shift) for n values; their sum
 inline float exp_row(float* row, float shift, int64_t n) {
-  for (int64_t i = 0; i < pad(n); i += kLanes) store(row + i, exp_v(load(row + i) - shift));
-  for (int64_t i = n; i < kKeyBlock; ++i) row[i] = 0.f;
-  return sum_row(row);
+  vf sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf value = exp_v(load(row + i) - shift);
+    store(row + i, value);
+    sum += value;
+  }
+  if (i < n) {
+    const vf value = first_lanes(exp_v(load(row + i) - shift), n - i);
+    store(row + i, value);
+    sum += value;
+  }
+  return sum_lanes(sum);
+}
+
+// What is known of a query row so far: the largest score, and the sum of exp(score - top).
+struct Softmax {
+  float top = -__builtin_inff(), total = 0.f;
+
+  // A larger maximum: what to multiply earlier sums by. A row of NaN or of minus infinity has no maximum: exp of the
+  // difference then carries NaN on.
+  float raise(float high) {
+    const float keep = top == high ? 1.f : exp_one(top - high);
+    total *= keep;
+    top = high;
+    return keep;
+  }
+};
+
+// From sums over the keys to `out` and `lse`, with the own items of the rows.
+inline void finish_rows(const CrossAttnParams& p, const AttnScratch& s, const QueryBlock& run, int64_t head,
+                        float* sums, Softmax* softmax) {
+  const int64_t dp = pad(p.d), ep = pad(p.e), kv_head = head / (p.q_heads / p.kv_heads);
+  const bool empty = p.self_k == nullptr && run.kv_begin == run.kv_end;
+  for (int64_t r = 0; r < run.end - run.begin; ++r) {
+    float* row = sums + r * ep;
+    Softmax& soft = softmax[r];
+    if (p.self_k != nullptr) {
+      load_rows(p.dtype, p.q, run.begin + r, p.q_heads, head, 1, p.d, s.query);
+      load_rows(p.dtype, p.self_k, run.begin + r, p.kv_heads, kv_head, 1, p.d, s.key);
+      load_rows(p.dtype, p.self_v, run.begin + r, p.kv_heads, kv_head, 1, p.e, s.value);
+      scale_row(s.query, p.scale, dp);
+      const float own = dot(s.query, s.key, dp);
+      scale_row(row, soft.raise(own > soft.top ? own : soft.top), ep);
+      const float weight = exp_one(own - soft.top);
+      add_row(row, weight, s.value, ep);
+      soft.total += weight;
+    }
+    if (!empty) scale_row(row, 1.f / soft.total, ep);
+    p.lse[(run.begin + r) * p.q_heads + head] = empty ? -__builtin_inff() : soft.top + __builtin_logf(soft.total);
+  }
+  store_rows(p.dtype, p.out, run.begin, p.q_heads, head, run.end - run.begin, p.e, sums);
 }
 
 void cross_attn_forward(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
   const AttnScratch s(scratch, p.d, p.e);
   const int64_t dp = pad(p.d), ep = pad(p.e);
-  float top[kQueryBlock], total[kQueryBlock];
   for (int64_t t = task_begin; t < task_end; ++t) {
-    const QueryBlock& block = p.query_blocks[t / p.q_heads];
-    const int64_t head = t % p.q_heads, kv_head = head / (p.q_heads / p.kv_heads), rows = block.end - block.begin;
-    load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, s.query);
-    for (int64_t r = 0; r < rows; ++r) {
-      scale_row(s.query + r * dp, p.scale, dp);
-      top[r] = -__builtin_inff(), total[r] = 0.f;
-    }
-    float* out = s.sum_e;
-    std::memset(out, 0, rows * ep * 4);
-    for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
-      const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
+    const QueryBlock& run = p.query_runs[t / p.q_heads];
+    const int64_t head = t % p.q_heads, kv_head = head / (p.q_heads / p.kv_heads), rows = run.end - run.begin;
+    Softmax softmax[kQueryRun];
+    load_rows(p.dtype, p.q, run.begin, p.q_heads, head, rows, p.d, s.run_query);
+    scale_row(s.run_query, p.scale, rows * dp);
+    std::memset(s.run_out, 0, rows * ep * 4);
+    for (int64_t from = run.kv_begin; from < run.kv_end; from += kKeyBlock) {
+      const int64_t keys = run.kv_end - from < kKeyBlock ? run.kv_end - from : kKeyBlock;
       load_rows(p.dtype, p.k, from, p.kv_heads, kv_head, keys, p.d, s.key);
       transpose(s.key, keys, p.d, s.key_t);
       load_rows(p.dtype, p.v, from, p.kv_heads, kv_head, keys, p.e, s.value);
-      product(rows, kKeyBlock, p.d, s.query, dp, 1, s.key_t, kKeyBlock, s.scores, kKeyBlock, false);
-      for (int64_t r = 0; r < rows; ++r) {
-        float* row = s.scores + r * kKeyBlock;
-        float high = top[r];
-        for (int64_t j = 0; j < keys; ++j) high = row[j] > high ? row[j] : high;
-        // A row of NaN or of minus infinity has no maximum: exp of the difference then carries NaN on.
-        const float keep = top[r] == high ? 1.f : exp_one(top[r] - high);
-        total[r] = total[r] * keep + exp_row(row, high, keys);
-        if (keep != 1.f) scale_row(out + r * ep, keep, ep);
-        top[r] = high;
+      for (int64_t first = 0; first < rows; first += kQueryBlock) {
+        const int64_t count = rows - first < kQueryBlock ? rows - first : kQueryBlock;
+        float* out = s.run_out + first * ep;
+        product(count, kKeyBlock, p.d, s.run_query + first * dp, dp, 1, s.key_t, kKeyBlock, s.scores, kKeyBlock, false);
+        for (int64_t r = 0; r < count; ++r) {
+          float* row = s.scores + r * kKeyBlock;
+          Softmax& soft = softmax[first + r];
+          const float keep = soft.raise(largest(row, keys, soft.top));
+          soft.total += exp_row(row, soft.top, keys);
+          if (keep != 1.f) scale_row(out + r * ep, keep, ep);
+        }
+        product(count, ep, keys, s.scores, kKeyBlock, 1, s.value, ep, out, ep, true);
       }
-      product(rows, ep, keys, s.scores, kKeyBlock, 1, s.value, ep, out, ep, true);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      float* row = out + r * ep;
-      if (p.self_k != nullptr) {
-        load_rows(p.dtype, p.self_k, block.begin + r, p.kv_heads, kv_head, 1, p.d, s.key);
-        load_rows(p.dtype, p.self_v, block.begin + r, p.kv_heads, kv_head, 1, p.e, s.value);
-        const float own = dot(s.query + r * dp, s.key, dp);
-        const float high = own > top[r] ? own : top[r];
-        const float keep = top[r] == high ? 1.f : exp_one(top[r] - high), weight = exp_one(own - high);
-        scale_row(row, keep, ep);
-        add_row(row, weight, s.value, ep);
-        total[r] = total[r] * keep + weight;
-        top[r] = high;
-      }
-      const bool empty = p.self_k == nullptr && block.kv_begin == block.kv_end;
-      if (!empty) scale_row(row, 1.f / total[r], ep);
-      p.lse[(block.begin + r) * p.q_heads + head] = empty ? -__builtin_inff() : top[r] + __builtin_logf(total[r]);
-    }
-    store_rows(p.dtype, p.out, block.begin, p.q_heads, head, rows, p.e, out);
+    finish_rows(p, s, run, head, s.run_out, softmax);
   }
 }
 

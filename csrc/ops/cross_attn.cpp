@@ -16,7 +16,7 @@ using cpu::QueryBlock;
 struct Inputs {
   CrossAttnParams params{};
   std::vector<int64_t> q_offsets, kv_offsets, group_kv;
-  std::vector<QueryBlock> query_blocks;
+  std::vector<QueryBlock> query_blocks, query_runs;
   std::vector<KeyBlock> key_blocks;
   std::vector<int64_t> readers;
   bool padded_queries, padded_keys;
@@ -48,10 +48,9 @@ struct Inputs {
     params.v = v.const_data_ptr();
     padded_queries = q_offsets.back() < q.size(0);
     padded_keys = kv_offsets.back() < k.size(0);
-    for (size_t g = 0; g + 1 < q_offsets.size(); ++g)
-      for (int64_t row = q_offsets[g]; row < q_offsets[g + 1]; row += cpu::kQueryBlock)
-        query_blocks.push_back({row, std::min(row + cpu::kQueryBlock, q_offsets[g + 1]), kv_offsets[group_kv[g]],
-                                kv_offsets[group_kv[g] + 1]});
+    query_runs = cut_queries(cpu::kQueryRun);
+    query_blocks = cut_queries(cpu::kQueryBlock);
+    params.query_runs = query_runs.data();
     params.query_blocks = query_blocks.data();
   }
 
@@ -83,6 +82,15 @@ struct Inputs {
   }
 
  private:
+  std::vector<QueryBlock> cut_queries(int64_t length) const {
+    std::vector<QueryBlock> parts;
+    for (size_t g = 0; g + 1 < q_offsets.size(); ++g)
+      for (int64_t row = q_offsets[g]; row < q_offsets[g + 1]; row += length)
+        parts.push_back({row, std::min(row + length, q_offsets[g + 1]), kv_offsets[group_kv[g]],
+                         kv_offsets[group_kv[g] + 1]});
+    return parts;
+  }
+
   void read_index(const char* op, const std::optional<Tensor>& kv_index) {
     const int64_t groups = static_cast<int64_t>(q_offsets.size()) - 1;
     const int64_t sequences = static_cast<int64_t>(kv_offsets.size()) - 1;
@@ -113,7 +121,7 @@ std::tuple<Tensor, Tensor> cross_attn_cpu(Tensor q, Tensor k, Tensor v, Tensor q
   }
   in.params.out = out.mutable_data_ptr();
   in.params.lse = mutable_floats(lse);
-  in.run(cpu::cross_attn_kernels().forward, static_cast<int64_t>(in.query_blocks.size()) * in.params.q_heads);
+  in.run(cpu::cross_attn_kernels().forward, static_cast<int64_t>(in.query_runs.size()) * in.params.q_heads);
   return {out, lse};
 }
 

@@ -8,7 +8,7 @@
 namespace vista::cpu {
 
 struct QueryBlock {
-  int64_t begin, end;        // packed query rows of one group, at most kQueryBlock
+  int64_t begin, end;        // packed query rows of one group, at most kQueryBlock (a run: kQueryRun)
   int64_t kv_begin, kv_end;  // packed key/value rows of the sequence the group reads
 };
 
@@ -19,12 +19,15 @@ struct KeyBlock {
 
 constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kKeyBlock = 64;
+constexpr int64_t kKeyTile = 128;   // the AMX kernels' block of keys: most summaries are one, and nothing is rescaled
+constexpr int64_t kQueryRun = 256;  // the forward's: a task prepares keys and values once for so many queries
 
 struct CrossAttnParams {
   DType dtype;
   int64_t q_heads, kv_heads, d, e;
   float scale;
-  const QueryBlock* query_blocks;
+  const QueryBlock* query_runs;    // of the forward: up to kQueryRun rows each
+  const QueryBlock* query_blocks;  // of the backward
   const KeyBlock* key_blocks;
   const int64_t* readers;  // query block numbers, grouped by key/value sequence
   const void* q;           // [total_q, q_heads, d]
@@ -47,7 +50,7 @@ struct CrossAttnParams {
 
 // scratch: cross_attn_scratch_floats(d, e) floats, 64-byte aligned, one per thread.
 struct CrossAttnKernels {
-  // tasks: query block * q_heads + head
+  // tasks: query run * q_heads + head
   void (*forward)(const CrossAttnParams&, int64_t task_begin, int64_t task_end, float* scratch);
   // tasks: query block * kv_heads + kv head (its query heads in order, so that the own item's gradients have one
   // writer)
@@ -63,6 +66,7 @@ extern const CrossAttnKernels cross_attn_kernels_base;
 #ifdef VISTA_X86
 extern const CrossAttnKernels cross_attn_kernels_avx2;
 extern const CrossAttnKernels cross_attn_kernels_avx512;
+extern const CrossAttnKernels cross_attn_kernels_amx;
 #endif
 
 }  // namespace vista::cpu
