@@ -41,8 +41,7 @@ inline void turn_keys(const uint16_t* rows, int64_t keys, int64_t d, uint32_t* t
   const int64_t words = pad32(d) / 2;
   for (int64_t r = 0; r < keys; r += 16)
     for (int64_t j = 0; j < words; j += 16)
-      transpose_words(reinterpret_cast<const uint32_t*>(rows) + r * words + j, words, to + j * kKeyTile + r,
-                      kKeyTile);
+      transpose_words(reinterpret_cast<const uint32_t*>(rows) + r * words + j, words, to + j * kKeyTile + r, kKeyTile);
 }
 
 // The values' right operand of a sum over the keys, [keys / 2, pad(e)] pairs, from rows [keys, pad32(e)].
@@ -72,8 +71,7 @@ inline float weigh(const float* row, float scale, int64_t keys, int64_t filled, 
     for (int64_t i = 0; i < 2; ++i) {
       const int64_t at = j + 16 * i;
       value[i] = exp_v(load(row + at) * scale - soft->top);
-      if (at + 16 > keys)
-        value[i] = (vf)_mm512_maskz_mov_ps(at < keys ? columns_from(at, keys) : 0, (__m512)value[i]);
+      if (at + 16 > keys) value[i] = (vf)_mm512_maskz_mov_ps(at < keys ? columns_from(at, keys) : 0, (__m512)value[i]);
       sum += value[i];
     }
     _mm512_storeu_si512(weights + j, (__m512i)_mm512_cvtne2ps_pbh((__m512)value[1], (__m512)value[0]));
@@ -106,8 +104,8 @@ void cross_attn_forward_tiles(const CrossAttnParams& p, int64_t task_begin, int6
         tiled_product(pad(count), filled, dq, s.query + first * dq, dq, s.key_t, kKeyTile, s.scores, kKeyTile, false);
         written(s.scores);
         for (int64_t r = 0; r < count; ++r) {
-          const float keep = weigh(s.scores + r * kKeyTile, p.scale, keys, filled, &softmax[first + r],
-                                   s.weights + r * kKeyTile);
+          const float keep =
+              weigh(s.scores + r * kKeyTile, p.scale, keys, filled, &softmax[first + r], s.weights + r * kKeyTile);
           if (keep != 1.f && from > run.kv_begin) scale_row(out + r * ep, keep, ep);
         }
         tiled_product(pad(count), ep, filled, s.weights, kKeyTile, s.value, ep, out, ep, true);
@@ -120,7 +118,7 @@ void cross_attn_forward_tiles(const CrossAttnParams& p, int64_t task_begin, int6
 
 }  // namespace amx
 
-const CrossAttnKernels cross_attn_kernels_amx{amx::cross_attn_forward_tiles, amx::cross_attn_backward_queries,
-                                              amx::cross_attn_backward_keys};
+const CrossAttnKernels cross_attn_kernels_amx{amx::cross_attn_forward_tiles, amx::cross_attn_backward_short,
+                                              amx::cross_attn_backward_queries, amx::cross_attn_backward_keys};
 
 }  // namespace vista::cpu

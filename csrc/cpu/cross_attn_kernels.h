@@ -9,7 +9,8 @@ namespace vista::cpu {
 namespace VISTA_ISA {
 
 struct AttnScratch {
-  float *query, *grad, *key, *key_t, *value, *value_t, *scores, *grad_scores, *sum_d, *sum_e, *run_query, *run_out, *end;
+  float *query, *grad, *key, *key_t, *value, *value_t, *scores, *grad_scores, *sum_d, *sum_e, *run_query, *run_out,
+      *own_k, *own_v, *end;
   AttnScratch(float* base, int64_t d, int64_t e) {
     const int64_t dp = pad(d), ep = pad(e);
     auto take = [&](int64_t n) {
@@ -22,6 +23,7 @@ struct AttnScratch {
     value = take(kKeyBlock * ep), value_t = take(ep * kKeyBlock);
     scores = take(kQueryBlock * kKeyBlock), grad_scores = take(kQueryBlock * kKeyBlock);
     sum_d = take(kKeyBlock * dp), sum_e = take(kKeyBlock * ep);
+    own_k = take(2 * dp), own_v = take(2 * ep);
     run_query = take(kQueryRun * dp), run_out = take(kQueryRun * ep);
     end = base;
   }
@@ -195,19 +197,63 @@ inline void load_keys(const AttnScratch& s, const CrossAttnParams& p, int64_t fr
   transpose(s.value, keys, p.e, s.value_t);
 }
 
+// From the sums over the keys (of the probabilities, and of them times their gradients) to norm and delta, own items
+// included.
+inline void finish_sums(const AttnScratch& s, const CrossAttnParams& p, const QueryBlock& block, int64_t head,
+                        float* total, float* mean) {
+  const int64_t dp = pad(p.d), ep = pad(p.e), kv_head = head / (p.q_heads / p.kv_heads);
+  for (int64_t r = 0; r < block.end - block.begin; ++r) {
+    const int64_t at = (block.begin + r) * p.q_heads + head;
+    if (p.self_k != nullptr) {
+      load_rows(p.dtype, p.self_k, block.begin + r, p.kv_heads, kv_head, 1, p.d, s.own_k);
+      load_rows(p.dtype, p.self_v, block.begin + r, p.kv_heads, kv_head, 1, p.e, s.own_v);
+      const float weight = exp_one(p.scale * dot(s.query + r * dp, s.own_k, dp) - p.lse[at]);
+      total[r] += weight;
+      mean[r] += weight * dot(s.grad + r * ep, s.own_v, ep);
+    }
+    p.norm[at] = total[r] == 0.f ? 0.f : 1.f / total[r];  // 0: a row that sees nothing
+    p.delta[at] = mean[r] * p.norm[at] - (p.grad_lse != nullptr ? p.grad_lse[at] : 0.f);
+  }
+}
+
+// The own items' gradients, and their part of the queries' (in sum_d). Query heads that share an own item add up, in
+// order; the first starts from nothing.
+inline void own_gradients(const AttnScratch& s, const CrossAttnParams& p, const QueryBlock& block, int64_t head) {
+  const int64_t dp = pad(p.d), ep = pad(p.e), share = p.q_heads / p.kv_heads, kv_head = head / share;
+  for (int64_t r = 0; p.self_k != nullptr && r < block.end - block.begin; ++r) {
+    const int64_t row = block.begin + r, at = row * p.q_heads + head;
+    const float *query = s.query + r * dp, *grad = s.grad + r * ep;
+    float *sum_k = s.own_k + dp, *sum_v = s.own_v + ep;
+    load_rows(p.dtype, p.self_k, row, p.kv_heads, kv_head, 1, p.d, s.own_k);
+    load_rows(p.dtype, p.self_v, row, p.kv_heads, kv_head, 1, p.e, s.own_v);
+    const float weight = p.norm[at] * exp_one(p.scale * dot(query, s.own_k, dp) - p.lse[at]);
+    const float pull = p.scale * weight * (dot(grad, s.own_v, ep) - p.delta[at]);
+    add_row(s.sum_d + r * dp, pull, s.own_k, dp);
+    std::memset(sum_k, 0, dp * 4);
+    std::memset(sum_v, 0, ep * 4);
+    if (head > kv_head * share) {
+      load_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
+      load_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
+    }
+    add_row(sum_k, pull, query, dp);
+    add_row(sum_v, weight, grad, ep);
+    store_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
+    store_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
+  }
+}
+
 void cross_attn_backward_queries(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
   const AttnScratch s(scratch, p.d, p.e);
-  const int64_t dp = pad(p.d), ep = pad(p.e), share = p.q_heads / p.kv_heads;
-  float total[kQueryBlock], mean[kQueryBlock];
+  const int64_t dp = pad(p.d), share = p.q_heads / p.kv_heads;
   for (int64_t t = task_begin; t < task_end; ++t) {
-    const QueryBlock& block = p.query_blocks[t / p.kv_heads];
+    const QueryBlock& block = p.long_queries[t / p.kv_heads];
     const int64_t kv_head = t % p.kv_heads, rows = block.end - block.begin;
     for (int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
       load_rows(p.dtype, p.grad_out, block.begin, p.q_heads, head, rows, p.e, s.grad);
       load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, s.query);
       // The probabilities' sum and their mean gradient first. Both could be had from `out` and `lse`, but those are
       // rounded: then a softmax over one key would not give exactly no gradient.
-      for (int64_t r = 0; r < rows; ++r) total[r] = mean[r] = 0.f;
+      float total[kQueryBlock] = {}, mean[kQueryBlock] = {};
       for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
         const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
         load_keys(s, p, from, keys, kv_head);
@@ -217,18 +263,7 @@ void cross_attn_backward_queries(const CrossAttnParams& p, int64_t task_begin, i
           mean[r] += dot(s.scores + r * kKeyBlock, s.grad_scores + r * kKeyBlock, kKeyBlock);
         }
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = (block.begin + r) * p.q_heads + head;
-        if (p.self_k != nullptr) {
-          load_rows(p.dtype, p.self_k, block.begin + r, p.kv_heads, kv_head, 1, p.d, s.key);
-          load_rows(p.dtype, p.self_v, block.begin + r, p.kv_heads, kv_head, 1, p.e, s.value);
-          const float weight = exp_one(p.scale * dot(s.query + r * dp, s.key, dp) - p.lse[at]);
-          total[r] += weight;
-          mean[r] += weight * dot(s.grad + r * ep, s.value, ep);
-        }
-        p.norm[at] = total[r] == 0.f ? 0.f : 1.f / total[r];  // 0: a row that sees nothing
-        p.delta[at] = mean[r] * p.norm[at] - (p.grad_lse != nullptr ? p.grad_lse[at] : 0.f);
-      }
+      finish_sums(s, p, block, head, total, mean);
       std::memset(s.sum_d, 0, rows * dp * 4);
       for (int64_t from = block.kv_begin; from < block.kv_end; from += kKeyBlock) {
         const int64_t keys = block.kv_end - from < kKeyBlock ? block.kv_end - from : kKeyBlock;
@@ -237,27 +272,7 @@ void cross_attn_backward_queries(const CrossAttnParams& p, int64_t task_begin, i
         tile_gradients(s, p, block.begin, rows, head);
         product(rows, dp, keys, s.grad_scores, kKeyBlock, 1, s.key, dp, s.sum_d, dp, true);
       }
-      for (int64_t r = 0; p.self_k != nullptr && r < rows; ++r) {
-        const int64_t row = block.begin + r, at = row * p.q_heads + head;
-        const float *query = s.query + r * dp, *grad = s.grad + r * ep;
-        float *own_k = s.key, *own_v = s.value, *sum_k = s.key + dp, *sum_v = s.value + ep;
-        load_rows(p.dtype, p.self_k, row, p.kv_heads, kv_head, 1, p.d, own_k);
-        load_rows(p.dtype, p.self_v, row, p.kv_heads, kv_head, 1, p.e, own_v);
-        const float weight = p.norm[at] * exp_one(p.scale * dot(query, own_k, dp) - p.lse[at]);
-        const float pull = p.scale * weight * (dot(grad, own_v, ep) - p.delta[at]);
-        add_row(s.sum_d + r * dp, pull, own_k, dp);
-        // Query heads that share this own item add up, in order; the first starts from nothing.
-        std::memset(sum_k, 0, dp * 4);
-        std::memset(sum_v, 0, ep * 4);
-        if (head > kv_head * share) {
-          load_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
-          load_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
-        }
-        add_row(sum_k, pull, query, dp);
-        add_row(sum_v, weight, grad, ep);
-        store_rows(p.dtype, p.grad_self_k, row, p.kv_heads, kv_head, 1, p.d, sum_k);
-        store_rows(p.dtype, p.grad_self_v, row, p.kv_heads, kv_head, 1, p.e, sum_v);
-      }
+      own_gradients(s, p, block, head);
       store_rows(p.dtype, p.grad_q, block.begin, p.q_heads, head, rows, p.d, s.sum_d);
     }
   }
@@ -289,6 +304,89 @@ void cross_attn_backward_keys(const CrossAttnParams& p, int64_t task_begin, int6
     }
     store_rows(p.dtype, p.grad_k, block.begin, p.kv_heads, kv_head, keys, p.d, s.sum_d);
     store_rows(p.dtype, p.grad_v, block.begin, p.kv_heads, kv_head, keys, p.e, s.sum_e);
+  }
+}
+
+// What the backward of a short sequence keeps beside AttnScratch: all of its keys, their tiles, and their gradients.
+struct ShortScratch {
+  float *key, *key_t, *value, *value_t, *scores, *grad_scores, *grad_k, *grad_v, *part;
+  ShortScratch(float* base, int64_t d, int64_t e) {
+    const int64_t dp = pad(d), ep = pad(e);
+    const auto take = [&](int64_t n) { return base += n, base - n; };
+    key = take(kShortKeys * dp), key_t = take(kShortKeys * dp);
+    value = take(kShortKeys * ep), value_t = take(kShortKeys * ep);
+    scores = take(kQueryBlock * kShortKeys), grad_scores = take(kQueryBlock * kShortKeys);
+    grad_k = take(kShortKeys * dp), grad_v = take(kShortKeys * ep);
+    part = take(kShortKeys * (dp > ep ? dp : ep));
+  }
+};
+
+// All of a sequence's tiles are at hand, so each is computed once: five products, not nine.
+void cross_attn_backward_short(const CrossAttnParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
+  const AttnScratch s(scratch, p.d, p.e);
+  const ShortScratch all(s.end, p.d, p.e);
+  const int64_t dp = pad(p.d), ep = pad(p.e), share = p.q_heads / p.kv_heads;
+  for (int64_t t = task_begin; t < task_end; ++t) {
+    const KeyBlock& sequence = p.short_sequences[t / p.kv_heads];
+    const int64_t kv_head = t % p.kv_heads, keys = sequence.end - sequence.begin;
+    const int64_t width = (keys + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+    load_rows(p.dtype, p.k, sequence.begin, p.kv_heads, kv_head, keys, p.d, all.key);
+    load_rows(p.dtype, p.v, sequence.begin, p.kv_heads, kv_head, keys, p.e, all.value);
+    for (int64_t from = 0; from < keys; from += kKeyBlock) {
+      const int64_t count = keys - from < kKeyBlock ? keys - from : kKeyBlock;
+      transpose(all.key + from * dp, count, p.d, all.key_t + from * dp);
+      transpose(all.value + from * ep, count, p.e, all.value_t + from * ep);
+    }
+    std::memset(all.grad_k, 0, keys * dp * 4);
+    std::memset(all.grad_v, 0, keys * ep * 4);
+    for (int64_t reader = sequence.first_reader; reader < sequence.end_reader; ++reader) {
+      const QueryBlock& block = p.query_blocks[p.readers[reader]];
+      const int64_t rows = block.end - block.begin;
+      for (int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
+        load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, s.query);
+        load_rows(p.dtype, p.grad_out, block.begin, p.q_heads, head, rows, p.e, s.grad);
+        for (int64_t from = 0; from < keys; from += kKeyBlock) {
+          product(rows, kKeyBlock, p.d, s.query, dp, 1, all.key_t + from * dp, kKeyBlock, all.scores + from, width,
+                  false);
+          product(rows, kKeyBlock, p.e, s.grad, ep, 1, all.value_t + from * ep, kKeyBlock, all.grad_scores + from,
+                  width, false);
+        }
+        float total[kQueryBlock] = {}, mean[kQueryBlock] = {};
+        for (int64_t r = 0; r < rows; ++r) {
+          const float lse = p.lse[(block.begin + r) * p.q_heads + head];
+          float *prob = all.scores + r * width, *grad = all.grad_scores + r * width;
+          vf sum{}, weighted{};
+          for (int64_t j = 0; j < keys; j += kLanes) {
+            vf weight = exp_v(p.scale * load(prob + j) - lse);
+            if (j + kLanes > keys) weight = first_lanes(weight, keys - j);
+            store(prob + j, weight);
+            sum += weight;
+            weighted += weight * load(grad + j);
+          }
+          total[r] = sum_lanes(sum), mean[r] = sum_lanes(weighted);
+        }
+        finish_sums(s, p, block, head, total, mean);
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t at = (block.begin + r) * p.q_heads + head;
+          float *prob = all.scores + r * width, *grad = all.grad_scores + r * width;
+          for (int64_t j = 0; j < keys; j += kLanes) {
+            const vf weight = p.norm[at] * load(prob + j);
+            store(prob + j, weight);
+            store(grad + j, p.scale * weight * (load(grad + j) - p.delta[at]));
+          }
+        }
+        product(rows, dp, keys, all.grad_scores, width, 1, all.key, dp, s.sum_d, dp, false);
+        own_gradients(s, p, block, head);
+        store_rows(p.dtype, p.grad_q, block.begin, p.q_heads, head, rows, p.d, s.sum_d);
+        // A block's sum before the total: short chains of additions round less.
+        product(keys, dp, rows, all.grad_scores, 1, width, s.query, dp, all.part, dp, false);
+        add_row(all.grad_k, 1.f, all.part, keys * dp);
+        product(keys, ep, rows, all.scores, 1, width, s.grad, ep, all.part, ep, false);
+        add_row(all.grad_v, 1.f, all.part, keys * ep);
+      }
+    }
+    store_rows(p.dtype, p.grad_k, sequence.begin, p.kv_heads, kv_head, keys, p.d, all.grad_k);
+    store_rows(p.dtype, p.grad_v, sequence.begin, p.kv_heads, kv_head, keys, p.e, all.grad_v);
   }
 }
 

@@ -4,7 +4,6 @@
 #include "lanes.h"
 #include "vista/row_layout.h"
 
-
 namespace vista::cpu {
 namespace VISTA_ISA {
 
