@@ -63,9 +63,15 @@ inline void load_block(const QlaParams& p, const void* base, int64_t row, int64_
 
 inline void store_block(const QlaParams& p, void* base, int64_t row, int64_t head, int64_t rows, int64_t n,
                         const float* from) {
+  const bool past_caches = p.stream && p.dtype == DType::kFloat && can_stream(base, n * 4);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = ((row + r) * p.heads + head) * n;
-    store_row(p.dtype, base, at, from + r * pad(n), n);
+    if (!past_caches) {
+      store_row(p.dtype, base, at, from + r * pad(n), n);
+      continue;
+    }
+    float* to = static_cast<float*>(base) + at;
+    for (int64_t i = 0; i < n; i += kLanes) stream(to + i, load(from + r * n + i));
   }
 }
 
@@ -101,7 +107,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
       Ahead ahead(p, row, task.head, kBlock / 4);
       ahead.watch(p.q, p.d);
-      ahead.watch(p.out, p.e);
+      if (!p.stream) ahead.watch(p.out, p.e);
       product(rows, pad(p.e), p.d, s.rows_d[0], pad(p.d), 1, s.matrix[0], pad(p.e), s.rows_e[0], pad(p.e), false,
               ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
@@ -122,6 +128,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       store_block(p, p.out, row, task.head, rows, p.e, s.rows_e[0]);
     }
   }
+  if (p.stream) drain();
 }
 
 void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
@@ -142,7 +149,7 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       Ahead ahead(p, row, task.head, p.d / 4 + kBlock / 4);
       ahead.watch(p.q, p.d);
       ahead.watch(p.grad_out, p.e);
-      ahead.watch(p.grad_q, p.d);
+      if (!p.stream) ahead.watch(p.grad_q, p.d);
       product(p.d, ep, rows, query, 1, dp, grad, ep, sum, ep, true, ahead);
       product(rows, dp, p.e, grad, ep, 1, map_t, dp, grad_query, dp, false, ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
@@ -153,6 +160,7 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
     }
     copy_out(sum, p.d, p.e, task.chunk.partial + task.head * p.d * p.e);
   }
+  if (p.stream) drain();
 }
 
 void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end, float* scratch) {
@@ -172,8 +180,8 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       Ahead ahead(p, row, task.head, kBlock / 2);
       ahead.watch(p.k, p.d);
       ahead.watch(p.v, p.e);
-      ahead.watch(p.grad_k, p.d);
-      ahead.watch(p.grad_v, p.e);
+      if (!p.stream) ahead.watch(p.grad_k, p.d);
+      if (!p.stream) ahead.watch(p.grad_v, p.e);
       product(rows, dp, p.e, value, ep, 1, grad_state_t, dp, grad_key, dp, false, ahead);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_key + i, load(grad_key + i) * load(slope + i));
       store_block(p, p.grad_k, row, task.head, rows, p.d, grad_key);
@@ -181,6 +189,7 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       store_block(p, p.grad_v, row, task.head, rows, p.e, grad_value);
     }
   }
+  if (p.stream) drain();
 }
 
 }  // namespace VISTA_ISA

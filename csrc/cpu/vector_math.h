@@ -5,7 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if VISTA_LANES == 16
+#ifdef VISTA_X86
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,26 @@ typedef uint16_t vh_memory __attribute__((vector_size(VISTA_LANES * 2), aligned(
 
 inline vf load(const float* p) { return *reinterpret_cast<const vf_memory*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf_memory*>(p) = x; }
+// Past the caches, in whole vectors: what is written is not read before, and pushes nothing out. Follow with drain().
+inline void stream(float* p, vf x) {
+#if VISTA_LANES == 16
+  _mm512_stream_ps(p, (__m512)x);
+#elif VISTA_LANES == 8
+  _mm256_stream_ps(p, (__m256)x);
+#elif defined(VISTA_X86)
+  _mm_stream_ps(p, (__m128)x);
+#else
+  store(p, x);
+#endif
+}
+inline bool can_stream(const void* p, int64_t bytes) { return (reinterpret_cast<uintptr_t>(p) | bytes) % 64 == 0; }
+// Makes what was streamed visible to other threads.
+inline void drain() {
+#ifdef VISTA_X86
+  _mm_sfence();
+#endif
+}
+
 inline vf splat(float x) { return x - vf{}; }
 
 #if VISTA_LANES == 16

@@ -36,7 +36,7 @@ py::dict build_info() {
   info["torch"] = VISTA_TORCH_VERSION;
   info["compiler"] = __VERSION__;
   std::vector<std::string> isas{"base"};
-  if (VISTA_X86_ISAS) isas.insert(isas.end(), {"avx2", "avx512"});
+  if (VISTA_X86_ISAS) isas.insert(isas.end(), {"avx2", "avx512", "amx"});
   info["cpu_isas"] = isas;
   info["cuda_archs"] = std::string(VISTA_BUILT_ARCHS);
   info["cuda_compiler"] = std::string(VISTA_CUDA_COMPILER);

@@ -162,8 +162,9 @@ def test_targets_do_not_leak(device):
         assert torch.equal(a, b)
 
 
-def test_bits_do_not_depend_on_batch_or_threads(device):
-    q, k, v, offsets = (x.detach() for x in make(device, 24, 40))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_batch_or_threads(device, dtype):
+    q, k, v, offsets = (x.detach() for x in make(device, 24, 40, dtype))
     targets = torch.tensor(TARGETS, device=device)
     whole, state = ops.qla(q, k, v, offsets, 2300, num_targets=targets, return_state=True)
     threads = torch.get_num_threads()
@@ -178,6 +179,35 @@ def test_bits_do_not_depend_on_batch_or_threads(device):
         out, own = ops.qla(q[rows], k[rows], v[rows], alone, 2300, num_targets=targets[b : b + 1], return_state=True)
         assert torch.equal(out, whole[rows])
         assert torch.equal(own[0], state[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_short_histories(device, dtype):
+    """Of one length: the reference is one product for all of them."""
+    users, length, targets = 4096, 20, 4
+    q, k, v = (normal((users * length, 1, 32), device, dtype, seed) for seed in range(3))
+    offsets = torch.arange(users + 1, device=device) * length
+    ours = ops.qla(q, k, v, offsets, length, num_targets=torch.full((users,), targets, device=device))
+
+    def reference(*rows):
+        q, k, v = (x.view(users, length, 32) for x in rows)
+        q, k, sources = torch.nn.functional.silu(q), torch.nn.functional.silu(k), length - targets
+        state = k[:, :sources].mT @ v[:, :sources] / sources
+        out = q @ torch.nn.functional.silu(state)
+        own = (q * k).sum(-1, keepdim=True)[:, sources:] / sources * v[:, sources:]
+        return torch.cat([out[:, :sources], out[:, sources:] + own], 1).view(users * length, 1, 32)
+
+    assert_as_good_as([ours], [reference(*(x.double() for x in (q, k, v)))], [reference(q, k, v)])
+
+
+def test_bfloat16_is_deterministic_beside_torchs_products(device):
+    """torch's own products use the same tile registers as ours and set them up otherwise."""
+    q, k, v, offsets = (x.detach() for x in make(device, 40, 72, torch.bfloat16))
+    x = normal((300, 200), device, torch.bfloat16)
+    first, product = ops.qla(q, k, v, offsets, 2300), x @ x.mT
+    for _ in range(3):
+        assert torch.equal(ops.qla(q, k, v, offsets, 2300), first)
+        assert torch.equal(x @ x.mT, product)
 
 
 def test_state_adds_up_over_chunks(device):

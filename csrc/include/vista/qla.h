@@ -34,6 +34,7 @@ struct QlaParams {
   void* grad_q;             // [total, heads, d]
   void* grad_k;             // [total, heads, d]
   void* grad_v;             // [total, heads, e]
+  bool stream;              // write the results past the caches: they are too large to be found there again
   bool own_term;            // target rows add scale * <phi1(q), phi1(k)> v
 };
 

@@ -1,0 +1,59 @@
+"""Every instruction set that this processor has, forced by VISTA_CPU_ISA, keeps the bounds that test_qla.py sets."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ISAS = ["base", "avx2", "avx512", "amx"]  # each includes those before it
+CALL = """
+import torch
+from vista_ext import ops
+q, k, v = (torch.randn(200, 2, 40, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+out = ops.qla(q, k, v, torch.tensor([0, 70, 200]), 130)
+print(out.view(torch.int16).long().mul(torch.arange(out.numel()).view_as(out) % 1009).sum().item())
+"""
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 has several")
+
+
+def run(isa, *command):
+    environment = {**os.environ, "VISTA_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def calls():
+    return {isa: run(isa, "-c", CALL) for isa in ISAS}
+
+
+def test_an_isa_runs_or_says_which_one_would(calls):
+    outputs = []
+    for isa, call in calls.items():
+        if call.returncode == 0:
+            outputs.append(call.stdout)
+            continue
+        widest = ISAS[len(outputs) - 1]
+        assert f"an instruction set of this processor, the widest is {widest}, found {isa}" in call.stderr
+    assert len(set(outputs)) > 1, "the sums of 4, 8, 16 lanes and of tiles differ in their rounding"
+
+
+def test_an_unknown_isa_is_refused():
+    call = run("sse2", "-c", CALL)
+    assert call.returncode != 0
+    assert "VISTA_CPU_ISA must be base, avx2, avx512 or amx, found 'sse2'" in call.stderr
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_qla_in_every_isa(calls, isa):
+    if calls[isa].returncode != 0:
+        pytest.skip(f"this processor has no {isa}")
+    if all(calls[wider].returncode != 0 for wider in ISAS[ISAS.index(isa) + 1 :]):
+        pytest.skip(f"{isa} is what test_qla.py itself runs here")
+    chosen = "(matches_the_definition and (24-64 or 40-256)) or stays_where_it_matters or batch_or_threads"
+    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "python_tests/ops/test_qla.py", "-k", chosen)
+    assert tests.returncode == 0, tests.stdout + tests.stderr
