@@ -34,12 +34,13 @@ struct Room {
 // One head's share of up to kTall rows of a tensor; rows past the end read as zeros.
 struct Rows {
   const uint16_t* base;
-  int64_t n, stride, rows;
+  int64_t n, stride, rows, filled;  // filled: with zeros, up to whole tiles
   Rows(const QlaParams& p, const void* tensor, int64_t row, int64_t head, int64_t n_, int64_t rows_)
       : base(static_cast<const uint16_t*>(tensor) + (row * p.heads + head) * n_),
         n(n_),
         stride(p.heads * n_),
-        rows(rows_) {}
+        rows(rows_),
+        filled(pad32(rows_)) {}
   __m256i at(int64_t r, int64_t column) const {
     return load_bfloat16(base + r * stride + column, r < rows ? columns_from(column, n) : 0);
   }
@@ -53,7 +54,7 @@ struct Rows {
 // Rows as they are: a left operand (`to`, [kTall, pad32(n)]) or a right one (`pairs`, [kTall / 2, pad(n)]), or both.
 inline void copy_rows(const Rows& x, uint16_t* to, uint32_t* pairs) {
   const int64_t width = pad(x.n), wide = pad32(x.n);
-  for (int64_t r = 0; r < kTall; r += 2) {
+  for (int64_t r = 0; r < x.filled; r += 2) {
     x.expect(r);
     x.expect(r + 1);
     for (int64_t j = 0; j < wide; j += 16) {
@@ -72,7 +73,7 @@ inline void copy_rows(const Rows& x, uint16_t* to, uint32_t* pairs) {
 template <Activation kKind>
 inline void phi_rows(const Rows& x, uint16_t* to, uint32_t* pairs, float* slope) {
   const int64_t width = pad(x.n), wide = pad32(x.n);
-  for (int64_t r = 0; r < kTall; r += 2) {
+  for (int64_t r = 0; r < x.filled; r += 2) {
     x.expect(r);
     x.expect(r + 1);
     for (int64_t j = 0; j < wide; j += 16) {
@@ -106,11 +107,12 @@ inline void phi_rows(Activation kind, const Rows& x, uint16_t* to, uint32_t* pai
 }
 
 // sum += left^T right over a block, both as pairs
-inline void add_outer(const uint32_t* left, int64_t d, const uint32_t* right, int64_t e, uint32_t* turned, float* sum) {
-  for (int64_t i = 0; i < kTall / 2; i += 16)
+inline void add_outer(int64_t rows, const uint32_t* left, int64_t d, const uint32_t* right, int64_t e, uint32_t* turned,
+                      float* sum) {
+  for (int64_t i = 0; i < pad32(rows) / 2; i += 16)
     for (int64_t j = 0; j < pad(d); j += 16)
       transpose_words(left + i * pad(d) + j, pad(d), turned + j * (kTall / 2) + i, kTall / 2);
-  tiled_product(pad(d), pad(e), kTall, turned, kTall, right, pad(e), sum, pad(e), true);
+  tiled_product(pad(d), pad(e), pad32(rows), turned, kTall, right, pad(e), sum, pad(e), true);
 }
 
 // A block of float32 results, times `factor` unless null, to a head's rows.
@@ -148,7 +150,7 @@ void qla_state(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       const int64_t rows = rows_of(row, end);
       phi_rows(p.activation, Rows(p, p.k, row, task.head, p.d, rows), nullptr, s.pairs_d, nullptr);
       copy_rows(Rows(p, p.v, row, task.head, p.e, rows), nullptr, s.pairs_e);
-      add_outer(s.pairs_d, p.d, s.pairs_e, p.e, s.turned, s.sum);
+      add_outer(rows, s.pairs_d, p.d, s.pairs_e, p.e, s.turned, s.sum);
     }
     copy_out(s.sum, p.d, p.e, task.chunk.partial + task.head * p.d * p.e);
   }
@@ -167,7 +169,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
     for (int64_t row = task.chunk.begin; row < task.chunk.end; row += kTall) {
       const int64_t rows = rows_of(row, task.chunk.end);
       phi_rows(p.activation, Rows(p, p.q, row, task.head, p.d, rows), s.rows_d, nullptr, nullptr);
-      tiled_product(kTall, ep, dq, s.rows_d, dq, s.map, ep, s.result_e, ep, false);
+      tiled_product(pad(rows), ep, dq, s.rows_d, dq, s.map, ep, s.result_e, ep, false);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
       for (int64_t r = first; r < rows; ++r) {
         const int64_t packed = (row + r) * p.heads + task.head;
@@ -204,8 +206,8 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       const int64_t rows = rows_of(row, task.chunk.end);
       phi_rows(p.activation, Rows(p, p.q, row, task.head, p.d, rows), nullptr, s.pairs_d, s.slope);
       copy_rows(Rows(p, p.grad_out, row, task.head, p.e, rows), s.rows_e, s.pairs_e);
-      add_outer(s.pairs_d, p.d, s.pairs_e, p.e, s.turned, s.sum);
-      tiled_product(kTall, dp, eq, s.rows_e, eq, s.map_t, dp, s.result_d, dp, false);
+      add_outer(rows, s.pairs_d, p.d, s.pairs_e, p.e, s.turned, s.sum);
+      tiled_product(pad(rows), dp, eq, s.rows_e, eq, s.map_t, dp, s.result_d, dp, false);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
       for (int64_t r = first; r < rows; ++r) {
         const int64_t packed = (row + r) * p.heads + task.head;
@@ -236,9 +238,9 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       const int64_t rows = rows_of(row, end);
       phi_rows(p.activation, Rows(p, p.k, row, task.head, p.d, rows), s.rows_d, nullptr, s.slope);
       copy_rows(Rows(p, p.v, row, task.head, p.e, rows), s.rows_e, nullptr);
-      tiled_product(kTall, dp, eq, s.rows_e, eq, s.map_t, dp, s.result_d, dp, false);
+      tiled_product(pad(rows), dp, eq, s.rows_e, eq, s.map_t, dp, s.result_d, dp, false);
       store_rows(p, p.grad_k, row, task.head, p.d, rows, s.result_d, s.slope);
-      tiled_product(kTall, ep, dq, s.rows_d, dq, s.map, ep, s.result_e, ep, false);
+      tiled_product(pad(rows), ep, dq, s.rows_d, dq, s.map, ep, s.result_e, ep, false);
       store_rows(p, p.grad_v, row, task.head, p.e, rows, s.result_e, nullptr);
     }
   }

@@ -1,44 +1,35 @@
 // Vectors of row codes: codes to numbers and back, and numbers to an output of any dtype, past the caches if wanted.
 #pragma once
 
-#include "vector_math.h"
+#include "lanes.h"
 #include "vista/row_layout.h"
-
-#if VISTA_LANES >= 8
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 finds it in its own intrinsics
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
 
 namespace vista::cpu {
 namespace VISTA_ISA {
 
 typedef uint64_t pairs_v __attribute__((vector_size(VISTA_LANES * 4)));
-typedef uint32_t vu __attribute__((vector_size(VISTA_LANES * 4)));
 
 constexpr float kRoundMagic = 12582912.f;  // added to |x| < 2^22, it leaves the nearest integer, ties to even
 
 // What each instruction set says in its own words. widen: kLanes bytes, or kLanes / 2 to pairs; narrow: the lowest
 // byte (two bytes) of each lane. The compiler's own conversions between these vectors go value by value.
 #if VISTA_LANES == 16
-inline vf fma_v(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-inline vf min_v(vf a, vf b) { return _mm512_min_ps(a, b); }
-inline vf max_v(vf a, vf b) { return _mm512_max_ps(a, b); }
 inline vi widen_signed(const uint8_t* from) {
-  return reinterpret_cast<vi>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  return reinterpret_cast<vi>(
+      _mm512_maskz_cvtepi8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 inline vu widen(const uint8_t* from) {
-  return reinterpret_cast<vu>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  return reinterpret_cast<vu>(
+      _mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 inline pairs_v widen_pairs(const uint8_t* from) {
-  return reinterpret_cast<pairs_v>(_mm512_cvtepu8_epi64(_mm_loadu_si64(from)));
+  return reinterpret_cast<pairs_v>(_mm512_maskz_cvtepu8_epi64(0xff, _mm_loadu_si64(from)));
 }
 inline void narrow(uint8_t* to, vu x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(kAll, reinterpret_cast<__m512i>(x)));
 }
 inline void narrow_pairs(uint8_t* to, pairs_v x) {
-  _mm_storeu_si64(to, _mm512_cvtepi64_epi8(reinterpret_cast<__m512i>(x)));
+  _mm_storeu_si64(to, _mm512_maskz_cvtepi64_epi8(0xff, reinterpret_cast<__m512i>(x)));
 }
 inline void put_shorts(void* to, __m256i x, bool stream) {
   stream ? _mm256_stream_si256(static_cast<__m256i*>(to), x) : _mm256_storeu_si256(static_cast<__m256i*>(to), x);
@@ -49,12 +40,9 @@ inline void put_bfloat16(void* to, vf x, bool stream) {
   put_shorts(to, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)), stream);
 }
 inline void put_half(void* to, vf x, bool stream) {
-  put_shorts(to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), stream);
+  put_shorts(to, _mm512_maskz_cvtps_ph(kAll, x, _MM_FROUND_TO_NEAREST_INT), stream);
 }
 #elif VISTA_LANES == 8
-inline vf fma_v(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-inline vf min_v(vf a, vf b) { return _mm256_min_ps(a, b); }
-inline vf max_v(vf a, vf b) { return _mm256_max_ps(a, b); }
 inline vi widen_signed(const uint8_t* from) { return reinterpret_cast<vi>(_mm256_cvtepi8_epi32(_mm_loadu_si64(from))); }
 inline vu widen(const uint8_t* from) { return reinterpret_cast<vu>(_mm256_cvtepu8_epi32(_mm_loadu_si64(from))); }
 inline pairs_v widen_pairs(const uint8_t* from) {
@@ -88,9 +76,6 @@ inline void put_half(void* to, vf x, bool stream) {
   put_shorts(to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), stream);
 }
 #else
-inline vf fma_v(vf a, vf b, vf c) { return a * b + c; }
-inline vf min_v(vf a, vf b) { return a < b ? a : b; }
-inline vf max_v(vf a, vf b) { return a > b ? a : b; }
 template <typename Vector, typename Narrow>
 inline Vector widened(const uint8_t* from) {
   Vector wide;
@@ -132,21 +117,6 @@ inline vf divide(vf x, vf unit, vf inverse) {
 }
 
 inline vf limit(vf x, float low, float high) { return min_v(max_v(x, splat(low)), splat(high)); }
-
-alignas(64) constexpr int32_t kCount[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-                                            16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-
-// Over the lanes: halves against each other, in the order of a butterfly.
-template <typename Pair>
-inline float fold(vf x, const Pair& pair) {
-#pragma GCC unroll 4
-  for (int64_t step = kLanes / 2; step > 0; step /= 2) {
-    vi from;  // counted modulo the lanes
-    std::memcpy(&from, kCount + step, sizeof from);
-    x = pair(x, __builtin_shuffle(x, from));
-  }
-  return x[0];
-}
 
 inline void prefetch(const void* at, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i, 0, 2);

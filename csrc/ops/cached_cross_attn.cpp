@@ -11,14 +11,6 @@ namespace {
 using cpu::CrossAttnParams;
 using cpu::QueryBlock;
 
-constexpr int64_t kBlocksPerRun = 16;
-
-// Query blocks of one group that a thread takes one after another, on rows that it dequantizes once.
-struct Run {
-  int64_t slot;
-  int64_t first_block, end_block;
-};
-
 std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows, Tensor v_rows, Tensor slots,
                                                          Tensor q_offsets, int64_t max_q_len, int64_t tokens,
                                                          int64_t kv_heads, std::optional<Tensor> self_k,
@@ -49,19 +41,14 @@ std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows
     params.self_k = self_k->const_data_ptr();
     params.self_v = self_v->const_data_ptr();
   }
-  std::vector<QueryBlock> blocks;
-  std::vector<Run> runs;
-  for (size_t g = 0; g + 1 < offsets.size(); ++g) {
-    const int64_t keys = slot_of[g] < 0 ? 0 : tokens;
-    for (int64_t row = offsets[g]; row < offsets[g + 1]; row += cpu::kQueryBlock) {
-      const int64_t block = static_cast<int64_t>(blocks.size());
-      const bool fits = row > offsets[g] && block - runs.back().first_block < kBlocksPerRun;
-      if (!fits) runs.push_back({slot_of[g], block, block});
-      runs.back().end_block = block + 1;
-      blocks.push_back({row, std::min(row + cpu::kQueryBlock, offsets[g + 1]), 0, keys});
+  std::vector<QueryBlock> runs;
+  std::vector<int64_t> slot_of_run;
+  for (size_t g = 0; g + 1 < offsets.size(); ++g)
+    for (int64_t row = offsets[g]; row < offsets[g + 1]; row += cpu::kQueryRun) {
+      runs.push_back({row, std::min(row + cpu::kQueryRun, offsets[g + 1]), 0, slot_of[g] < 0 ? 0 : tokens});
+      slot_of_run.push_back(slot_of[g]);
     }
-  }
-  params.query_blocks = blocks.data();
+  params.query_runs = runs.data();
 
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), options.e});
   Tensor lse = torch::stable::new_empty(q, {q.size(0), q.size(1)}, ScalarType::Float);
@@ -80,12 +67,12 @@ std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows
   const int64_t values_at = keys_at + floats_for(options.k_layout);
   const int64_t end_at = options.one_cache ? values_at : values_at + floats_for(options.v_layout);
   run_tasks(static_cast<int64_t>(runs.size()), end_at, [&](int64_t begin, int64_t end, float* scratch) {
-    const auto dequantize = [&](const RowLayout& layout, const Tensor& rows, const Run& run, float* to) {
+    const auto dequantize = [&](const RowLayout& layout, const Tensor& rows, const int64_t& slot, float* to) {
       cpu::RowsParams reading{};
       reading.layout = layout;
       reading.dtype = params.dtype;
       reading.cache = static_cast<const uint8_t*>(rows.const_data_ptr());
-      reading.slots = &run.slot;
+      reading.slots = &slot;
       reading.out = to;
       cpu::cache_rows_kernels().dequantize(reading, 0, 1);
     };
@@ -94,14 +81,13 @@ std::tuple<Tensor, Tensor, Tensor> cached_cross_attn_cpu(Tensor q, Tensor k_rows
     mine.v = scratch + (options.one_cache ? keys_at : values_at);
     int64_t held = -1;  // the slot whose rows are in scratch
     for (int64_t i = begin; i < end; ++i) {
-      const Run& run = runs[i];
-      if (run.slot >= 0 && run.slot != held) {
-        dequantize(options.k_layout, k_rows, run, scratch + keys_at);
-        if (!options.one_cache) dequantize(options.v_layout, v_rows, run, scratch + values_at);
-        held = run.slot;
+      const int64_t& slot = slot_of_run[i];
+      if (slot >= 0 && slot != held) {
+        dequantize(options.k_layout, k_rows, slot, scratch + keys_at);
+        if (!options.one_cache) dequantize(options.v_layout, v_rows, slot, scratch + values_at);
+        held = slot;
       }
-      cpu::cross_attn_kernels().forward(mine, run.first_block * params.q_heads, run.end_block * params.q_heads,
-                                        scratch);
+      cpu::cross_attn_kernels().forward(mine, i * params.q_heads, (i + 1) * params.q_heads, scratch);
     }
   });
   return {out, lse, count_tensor(k_rows, num_bad)};

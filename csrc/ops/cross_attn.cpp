@@ -16,8 +16,9 @@ using cpu::QueryBlock;
 struct Inputs {
   CrossAttnParams params{};
   std::vector<int64_t> q_offsets, kv_offsets, group_kv;
-  std::vector<QueryBlock> query_blocks;
-  std::vector<KeyBlock> key_blocks;
+  std::vector<QueryBlock> query_blocks, query_runs;
+  std::vector<QueryBlock> long_queries;
+  std::vector<KeyBlock> short_sequences, key_blocks;
   std::vector<int64_t> readers;
   bool padded_queries, padded_keys;
 
@@ -48,10 +49,9 @@ struct Inputs {
     params.v = v.const_data_ptr();
     padded_queries = q_offsets.back() < q.size(0);
     padded_keys = kv_offsets.back() < k.size(0);
-    for (size_t g = 0; g + 1 < q_offsets.size(); ++g)
-      for (int64_t row = q_offsets[g]; row < q_offsets[g + 1]; row += cpu::kQueryBlock)
-        query_blocks.push_back({row, std::min(row + cpu::kQueryBlock, q_offsets[g + 1]), kv_offsets[group_kv[g]],
-                                kv_offsets[group_kv[g] + 1]});
+    query_runs = cut_queries(cpu::kQueryRun);
+    query_blocks = cut_queries(cpu::kQueryBlock);
+    params.query_runs = query_runs.data();
     params.query_blocks = query_blocks.data();
   }
 
@@ -69,9 +69,18 @@ struct Inputs {
     readers.resize(sequence_of.size());
     std::vector<int64_t> next(first.begin(), first.end() - 1);
     for (size_t i = 0; i < sequence_of.size(); ++i) readers[next[sequence_of[i]]++] = static_cast<int64_t>(i);
-    for (int64_t s = 0; s < sequences; ++s)
+    for (int64_t s = 0; s < sequences; ++s) {
+      // By its own length alone: its gradients do not depend on what else is in the batch.
+      if (kv_offsets[s + 1] - kv_offsets[s] <= cpu::kShortKeys) {
+        short_sequences.push_back({kv_offsets[s], kv_offsets[s + 1], first[s], first[s + 1]});
+        continue;
+      }
+      for (int64_t i = first[s]; i < first[s + 1]; ++i) long_queries.push_back(query_blocks[readers[i]]);
       for (int64_t row = kv_offsets[s]; row < kv_offsets[s + 1]; row += cpu::kKeyBlock)
         key_blocks.push_back({row, std::min(row + cpu::kKeyBlock, kv_offsets[s + 1]), first[s], first[s + 1]});
+    }
+    params.short_sequences = short_sequences.data();
+    params.long_queries = long_queries.data();
     params.readers = readers.data();
     params.key_blocks = key_blocks.data();
   }
@@ -83,6 +92,15 @@ struct Inputs {
   }
 
  private:
+  std::vector<QueryBlock> cut_queries(int64_t length) const {
+    std::vector<QueryBlock> parts;
+    for (size_t g = 0; g + 1 < q_offsets.size(); ++g)
+      for (int64_t row = q_offsets[g]; row < q_offsets[g + 1]; row += length)
+        parts.push_back(
+            {row, std::min(row + length, q_offsets[g + 1]), kv_offsets[group_kv[g]], kv_offsets[group_kv[g] + 1]});
+    return parts;
+  }
+
   void read_index(const char* op, const std::optional<Tensor>& kv_index) {
     const int64_t groups = static_cast<int64_t>(q_offsets.size()) - 1;
     const int64_t sequences = static_cast<int64_t>(kv_offsets.size()) - 1;
@@ -113,7 +131,7 @@ std::tuple<Tensor, Tensor> cross_attn_cpu(Tensor q, Tensor k, Tensor v, Tensor q
   }
   in.params.out = out.mutable_data_ptr();
   in.params.lse = mutable_floats(lse);
-  in.run(cpu::cross_attn_kernels().forward, static_cast<int64_t>(in.query_blocks.size()) * in.params.q_heads);
+  in.run(cpu::cross_attn_kernels().forward, static_cast<int64_t>(in.query_runs.size()) * in.params.q_heads);
   return {out, lse};
 }
 
@@ -152,8 +170,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_attn_backward_cpu(
   params.grad_self_k = grad_self_k.mutable_data_ptr();
   params.grad_self_v = grad_self_v.mutable_data_ptr();
   in.plan_keys();
-  in.run(cpu::cross_attn_kernels().backward_queries, static_cast<int64_t>(in.query_blocks.size()) * params.kv_heads);
-  in.run(cpu::cross_attn_kernels().backward_keys, static_cast<int64_t>(in.key_blocks.size()) * params.kv_heads);
+  const cpu::CrossAttnKernels& kernels = cpu::cross_attn_kernels();
+  in.run(kernels.backward_short, static_cast<int64_t>(in.short_sequences.size()) * params.kv_heads);
+  in.run(kernels.backward_queries, static_cast<int64_t>(in.long_queries.size()) * params.kv_heads);
+  in.run(kernels.backward_keys, static_cast<int64_t>(in.key_blocks.size()) * params.kv_heads);
   return {grad_q, grad_k, grad_v, grad_self_k, grad_self_v};
 }
 

@@ -92,7 +92,27 @@ class Plan {
       chunks[c].partial = slots_[c] < 0 ? sums + chunks[c].seq * matrix_ : partials_.get() + slots_[c] * matrix_;
   }
 
-  void run(const QlaParams& params, Kernel kernel) const {
+  // Whether every sequence is one chunk, so that its state needs nothing of other tasks.
+  bool single() const {
+    for (const int64_t slot : slots_)
+      if (slot >= 0) return false;
+    return true;
+  }
+
+  // A state and its use, a few tasks at a time: it is read where it was written, in the cache.
+  void run_both(const QlaParams& params, Kernel first, Kernel second) const {
+    constexpr int64_t kTogether = 8;
+    const auto both = [&](const QlaParams& p, int64_t begin, int64_t end, float* scratch) {
+      for (int64_t t = begin; t < end; t += kTogether) {
+        first(p, t, std::min(end, t + kTogether), scratch);
+        second(p, t, std::min(end, t + kTogether), scratch);
+      }
+    };
+    run(params, both);
+  }
+
+  template <typename Kernels>
+  void run(const QlaParams& params, const Kernels& kernel) const {
     run_tasks(static_cast<int64_t>(chunks.size()) * params.heads, cpu::qla_scratch_floats(params.d, params.e),
               [&](int64_t begin, int64_t end, float* scratch) { kernel(params, begin, end, scratch); });
   }
@@ -288,14 +308,19 @@ std::tuple<Tensor, Tensor> qla_cpu(Tensor q, Tensor k, Tensor v, Tensor seq_offs
   params.own_term = s.has_targets();
 
   Tensor state = state_like(q, s.batch(), params.d, params.e);
-  Plan plan(s, params.heads * params.d * params.e);
-  compute_state(params, plan, state);
-
   Tensor out = rows_like(v, s.offsets.back() < v.size(0));
   params.state = floats(state);
   params.out = out.mutable_data_ptr();
+  Plan plan(s, params.heads * params.d * params.e);
   params.chunks = plan.chunks.data();
-  plan.run(params, cpu::qla_kernels().apply);
+  if (plan.single()) {
+    plan.direct_to(mutable_floats(state));
+    plan.run_both(params, cpu::qla_kernels().state, cpu::qla_kernels().apply);
+    plan.reduce(mutable_floats(state));  // zeros for sequences without rows
+  } else {
+    compute_state(params, plan, state);
+    plan.run(params, cpu::qla_kernels().apply);
+  }
   return {out, state};
 }
 

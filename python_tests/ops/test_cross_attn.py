@@ -91,6 +91,39 @@ def test_matches_the_definition(d, e, q_heads, kv_heads, own, dtype):
     assert not ours[3][sum(KV_LENGTHS[:3]) :].any(), "a sequence that nobody reads has no gradient"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_beside_short_sequences(dtype):
+    """A long sequence's backward is cut by its keys; a short one's bits do not depend on the long one beside it."""
+    generator = seeded(0)
+    q, k, v, self_k, self_v, weight = (
+        torch.randn(count, 2, dim, generator=generator).to(dtype)
+        for count, dim in ((150, 16), (523, 16), (523, 24), (150, 16), (150, 24), (150, 24))
+    )
+    lengths = {"q_offsets": [70, 3, 77], "kv_offsets": [300, 23, 200]}
+    index = torch.tensor([0, 2, 1])
+
+    def grads(function, x, rows=slice(150), keys=slice(523), kv_index=index, maxima=(77, 300), **given):
+        leaves = [t.detach().clone().requires_grad_() for t in (x[0][rows], *(t[keys] for t in x[1:3]))]
+        leaves += [t[rows].detach().clone().requires_grad_() for t in x[3:5]]
+        ends = {name: offsets(given.get(name, lengths[name])) for name in lengths}
+        own = {"self_k": leaves[3], "self_v": leaves[4], "kv_index": kv_index}
+        out = function(*leaves[:3], *ends.values(), *maxima, **own)
+        out = out if isinstance(out, torch.Tensor) else out[0]
+        return out, *torch.autograd.grad((out * x[5][rows]).sum(), leaves)
+
+    inputs = (q, k, v, self_k, self_v, weight)
+    ours, exact, peer = (
+        grads(ops.jagged_cross_attn, inputs),
+        grads(cross_attn_by_rows, [x.double() for x in inputs], maxima=()),
+        grads(cross_attn_by_rows, inputs, maxima=()),
+    )
+    assert_as_good_as(ours, exact, peer)
+    rows, keys, alone = slice(73, 150), slice(300, 323), {"q_offsets": [77], "kv_offsets": [23]}
+    short = grads(ops.jagged_cross_attn, inputs, rows, keys, torch.tensor([0]), (77, 23), **alone)
+    parts = (rows, rows, keys, keys, rows, rows)
+    assert all(torch.equal(a, b[part]) for a, b, part in zip(short, ours, parts, strict=True))
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_references_agree(own):
     inputs = [x.detach().double() for x in make(own=own)]
