@@ -169,8 +169,8 @@ class StateStore:
         for name, column in columns.items():
             headers[name] = check_tensor("insert", name, column, torch.int64, (len(users),))
         packed = np.empty((len(users), self.spec.value_bytes), np.uint8)
-        packed[:, : HEADER.itemsize] = headers.view(np.uint8).reshape(len(users), -1)
-        packed[:, HEADER.itemsize :] = table.reshape(len(users), -1).view(np.uint8)
+        packed[:, : HEADER.itemsize] = headers.view(np.uint8).reshape(len(users), HEADER.itemsize)
+        packed[:, HEADER.itemsize :] = table.view(np.uint8).reshape(packed[:, HEADER.itemsize :].shape)
         keys = self._keys(users)
         sums = np.array([_checksum(key, value) for key, value in zip(keys, packed, strict=True)], "<u4")
         packed[:, :4] = sums.view(np.uint8).reshape(len(users), 4)
