@@ -343,7 +343,7 @@ def test_a_store_that_is_down_from_the_beginning(start, trained, redis):
 def test_overload_is_refused_at_once(start):
     Held.let_go.clear()
     app = start("limits.waiting=2", executor=Held)
-    threading.Timer(0.5, Held.let_go.set).start()
+    threading.Timer(1.5, Held.let_go.set).start()
     answers = call(app, *[VALID] * 20)
     codes = [answer.status_code for answer in answers]
     assert codes.count(200) == 3 and codes.count(429) == 17
