@@ -331,6 +331,11 @@ def test_the_store_goes_down_and_comes_back(start, trained, redis):
     assert counted["vista_degraded_users_total", "store_unavailable"] == 1
 
 
+def test_a_service_without_a_store_does_not_start(start, tmp_path):
+    with pytest.raises(StoreError, match="nowhere"):
+        start(store=tmp_path / "nowhere")
+
+
 def test_a_store_that_is_down_from_the_beginning(start, trained, redis):
     redis.stop()
     body = {"requests": [{"user": 1, "items": [1]}]}
