@@ -357,6 +357,19 @@ def test_overload_is_refused_at_once(start):
     assert counted["vista_rejected_total", "overload"] == 17 and counted["vista_open_calls",] == 0
 
 
+def test_a_call_that_would_be_answered_too_late_is_refused(start):
+    app, quick = start("limits.timeout=1"), worker._worker.stage2
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return quick(*arguments)
+
+    worker._worker.stage2 = slow
+    call(app, VALID)
+    codes = Counter(answer.status_code for answer in call(app, *[VALID] * 15))
+    assert codes[503] <= 1 and 2 <= codes[200] <= 5 and codes[429] >= 10
+
+
 def test_a_call_that_takes_too_long_is_given_up(start):
     Held.let_go.clear()
     app = start("limits.timeout=0.2", "limits.waiting=2", executor=Held)
