@@ -331,6 +331,11 @@ def test_the_store_goes_down_and_comes_back(start, trained, redis):
     assert counted["vista_degraded_users_total", "store_unavailable"] == 1
 
 
+def test_a_service_without_a_store_does_not_start(start, tmp_path):
+    with pytest.raises(StoreError, match="nowhere"):
+        start(store=tmp_path / "nowhere")
+
+
 def test_a_store_that_is_down_from_the_beginning(start, trained, redis):
     redis.stop()
     body = {"requests": [{"user": 1, "items": [1]}]}
@@ -343,13 +348,26 @@ def test_a_store_that_is_down_from_the_beginning(start, trained, redis):
 def test_overload_is_refused_at_once(start):
     Held.let_go.clear()
     app = start("limits.waiting=2", executor=Held)
-    threading.Timer(0.5, Held.let_go.set).start()
+    threading.Timer(1.5, Held.let_go.set).start()
     answers = call(app, *[VALID] * 20)
     codes = [answer.status_code for answer in answers]
     assert codes.count(200) == 3 and codes.count(429) == 17
     assert all(answer.headers["Retry-After"] == "1" for answer in answers if answer.status_code == 429)
     counted = metrics(app)
     assert counted["vista_rejected_total", "overload"] == 17 and counted["vista_open_calls",] == 0
+
+
+def test_a_call_that_would_be_answered_too_late_is_refused(start):
+    app, quick = start("limits.timeout=1"), worker._worker.stage2
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return quick(*arguments)
+
+    worker._worker.stage2 = slow
+    call(app, VALID)
+    codes = Counter(answer.status_code for answer in call(app, *[VALID] * 15))
+    assert codes[503] <= 1 and 2 <= codes[200] <= 5 and codes[429] >= 10
 
 
 def test_a_call_that_takes_too_long_is_given_up(start):

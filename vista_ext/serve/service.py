@@ -39,6 +39,7 @@ class Service:
         self._stats: dict[int, CacheStats] = {}
         self._lock = threading.Lock()
         self._open = 0  # calls given to the pool and not ended, those included for which nobody waits any more
+        self._usual = 0.0  # seconds at work on a call, of late
         self.metrics = ServiceMetrics(lambda: self._open, lambda: list(self._stats.values()))
         self.facts: dict[str, Any] = {}
         self.ready = False
@@ -79,7 +80,7 @@ class Service:
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                 body = await self._read(request)
-                if self._open >= self.config.workers + self.config.limits.waiting:
+                if self._is_full(deadline):
                     self.metrics.rejected.labels("overload").inc()
                     raise CallError(429, "too many calls at a time")
                 reply = await self._submit(body, deadline)
@@ -114,8 +115,18 @@ class Service:
         return asyncio.wrap_future(job)
 
     def _ended(self, job: Future[Reply | None]) -> None:
+        reply = None if job.cancelled() or job.exception() else job.result()
         with self._lock:
             self._open -= 1
+            if reply is not None:
+                self._usual += (reply.seconds - self._usual) * (0.1 if self._usual else 1.0)
+
+    def _is_full(self, deadline: float) -> bool:
+        """Whether another call would find no place, or its answer come too late: work on those would be wasted, and a
+        queue in which everybody waits almost too long answers nobody."""
+        workers = self.config.workers
+        expected = time.monotonic() + self._usual * (self._open // workers + 1)
+        return self._open >= workers + self.config.limits.waiting or (self._open > 0 and expected > deadline)
 
     def _restart(self, pool: Executor) -> None:
         """New workers instead of a pool that lost one, which several calls may have seen."""
