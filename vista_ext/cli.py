@@ -196,7 +196,7 @@ def evaluate(
     if isinstance(runs[0].model, Vista):
         measured, under_delivery = delivery(runs, split, ages)
         tables += under_delivery
-        files += write_page(page, runs, measured, under_delivery) if page else []
+        files += write_page(page, runs, measured, under_delivery) if page and under_delivery else []
     for table in tables:
         table.show()
     save_tables(run / "evaluation.json", tables)

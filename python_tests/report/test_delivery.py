@@ -77,6 +77,7 @@ def test_tables_have_means_and_spreads_of_each_variant():
     assert by_length.rows[1][2:4] == ["summary + 20 newest events", by_age.rows[0][5]]
     assert change_of(runs[:1], "ne", "float32", "fresh") == "0.0"
     assert all(len(row) == len(table.columns) for table in (by_age, by_precision, by_length) for row in table.rows)
+    assert delivery_tables([Measured(0, 0, records_of(delivery(rows=0)))], "test") == []
     other = Measured(2, 0, records_of(delivery(rows=400)))
     with pytest.raises(ConfigError, match="--beside must be runs on the same data"):
         delivery_tables([*runs, other], "test")

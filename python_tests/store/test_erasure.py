@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from test_fuzz import broken, rounds
+from test_fuzz import SECONDS, broken, rounds
 from workers import SPEC, constant, ids, rows_of, version
 
 from vista_ext.store import LmdbStore, ReadPolicy, RecordError, StoreError, Summaries, erasure, record
@@ -139,6 +139,7 @@ def test_damage_is_not_a_licence_to_write(place, store, put):
         store.erasures()
 
 
+@pytest.mark.timeout(SECONDS + 600)
 def test_fuzz():
     users, until = np.array([5, -(2**63)]), np.array([7, 2**63 - 1])
     whole = [value.tobytes() for value in erasure.pack(users, until)]

@@ -110,6 +110,7 @@ def measure_delivery(run: Run, split: str, ages: Sequence[Age], edges: Sequence[
 
 def delivery_tables(measured: Sequence[Measured], split: str) -> list[Table]:
     """By age, by age and precision, by history length: mean and sample standard deviation over the runs of a variant.
+    None of an empty split.
 
     Raises:
         ConfigError: the runs are of different data.
@@ -117,6 +118,8 @@ def delivery_tables(measured: Sequence[Measured], split: str) -> list[Table]:
     if len({tuple(m.values("events before")) for m in measured}) > 1 or len({_rows(m) for m in measured}) > 1:
         raise ConfigError("--beside must be runs on the same data, found splits of other sizes")
     variants = by_variant(measured)
+    if not _rows(measured[0]):
+        return []
     return [_by_age(variants, split), _by_precision(variants), _by_length(variants)]
 
 
