@@ -32,7 +32,9 @@ class Ahead {
         per_call_((kBlock + calls - 1) / calls) {}
   void watch(const void* base, int64_t n) {
     const int64_t bytes = n * dtype_size_;
-    streams_[count_++] = {reinterpret_cast<uintptr_t>(base) + first_ * bytes, bytes};
+    const uintptr_t first = reinterpret_cast<uintptr_t>(base) + first_ * bytes;
+    touch_pages(first, heads_ * bytes, kBlock);
+    streams_[count_++] = {first, bytes};
   }
   void operator()() {
     const int64_t end = at_ + per_call_ < kBlock ? at_ + per_call_ : kBlock;
