@@ -127,6 +127,7 @@ inline void store_rows(const QlaParams& p, void* tensor, int64_t row, int64_t he
     const vf x = load(from + r * width + j);
     return (__m512)(factor == nullptr ? x : x * load(factor + r * width + j));
   };
+  touch_pages(reinterpret_cast<uintptr_t>(to + kTall * stride), stride * 2, kTall);
   if (p.stream && can_stream(tensor, n * 2)) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < n; j += 32)
