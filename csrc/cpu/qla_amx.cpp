@@ -41,6 +41,7 @@ struct Rows {
         stride(p.heads * n_),
         rows(rows_),
         filled(pad32(rows_)) {}
+  void touch_next() const { touch_pages(reinterpret_cast<uintptr_t>(base + kTall * stride), stride * 2, kTall); }
   __m256i at(int64_t r, int64_t column) const {
     return load_bfloat16(base + r * stride + column, r < rows ? columns_from(column, n) : 0);
   }
@@ -54,6 +55,7 @@ struct Rows {
 // Rows as they are: a left operand (`to`, [kTall, pad32(n)]) or a right one (`pairs`, [kTall / 2, pad(n)]), or both.
 inline void copy_rows(const Rows& x, uint16_t* to, uint32_t* pairs) {
   const int64_t width = pad(x.n), wide = pad32(x.n);
+  x.touch_next();
   for (int64_t r = 0; r < x.filled; r += 2) {
     x.expect(r);
     x.expect(r + 1);
@@ -73,6 +75,7 @@ inline void copy_rows(const Rows& x, uint16_t* to, uint32_t* pairs) {
 template <Activation kKind>
 inline void phi_rows(const Rows& x, uint16_t* to, uint32_t* pairs, float* slope) {
   const int64_t width = pad(x.n), wide = pad32(x.n);
+  x.touch_next();
   for (int64_t r = 0; r < x.filled; r += 2) {
     x.expect(r);
     x.expect(r + 1);
@@ -124,6 +127,7 @@ inline void store_rows(const QlaParams& p, void* tensor, int64_t row, int64_t he
     const vf x = load(from + r * width + j);
     return (__m512)(factor == nullptr ? x : x * load(factor + r * width + j));
   };
+  touch_pages(reinterpret_cast<uintptr_t>(to + kTall * stride), stride * 2, kTall);
   if (p.stream && can_stream(tensor, n * 2)) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < n; j += 32)

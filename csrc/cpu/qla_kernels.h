@@ -29,10 +29,19 @@ class Ahead {
       : dtype_size_(p.dtype == DType::kFloat ? 4 : 2),
         first_((row + kBlock) * p.heads + head),
         heads_(p.heads),
+        past_caches_(p.stream),
         per_call_((kBlock + calls - 1) / calls) {}
   void watch(const void* base, int64_t n) {
     const int64_t bytes = n * dtype_size_;
-    streams_[count_++] = {reinterpret_cast<uintptr_t>(base) + first_ * bytes, bytes};
+    const uintptr_t first = reinterpret_cast<uintptr_t>(base) + first_ * bytes;
+    touch_pages(first, heads_ * bytes, kBlock);
+    streams_[count_++] = {first, bytes};
+  }
+  // What is written past the caches needs its pages only.
+  void watch_result(const void* base, int64_t n) {
+    if (!past_caches_) return watch(base, n);
+    const int64_t bytes = n * dtype_size_;
+    touch_pages(reinterpret_cast<uintptr_t>(base) + first_ * bytes, heads_ * bytes, kBlock);
   }
   void operator()() {
     const int64_t end = at_ + per_call_ < kBlock ? at_ + per_call_ : kBlock;
@@ -49,7 +58,9 @@ class Ahead {
     uintptr_t first;
     int64_t bytes;
   };
-  int64_t dtype_size_, first_, heads_, per_call_, at_ = 0, count_ = 0;
+  int64_t dtype_size_, first_, heads_;
+  bool past_caches_;
+  int64_t per_call_, at_ = 0, count_ = 0;
   Stream streams_[4];
 };
 
@@ -107,7 +118,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
       activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
       Ahead ahead(p, row, task.head, kBlock / 4);
       ahead.watch(p.q, p.d);
-      if (!p.stream) ahead.watch(p.out, p.e);
+      ahead.watch_result(p.out, p.e);
       product(rows, pad(p.e), p.d, s.rows_d[0], pad(p.d), 1, s.matrix[0], pad(p.e), s.rows_e[0], pad(p.e), false,
               ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
@@ -149,7 +160,7 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       Ahead ahead(p, row, task.head, p.d / 4 + kBlock / 4);
       ahead.watch(p.q, p.d);
       ahead.watch(p.grad_out, p.e);
-      if (!p.stream) ahead.watch(p.grad_q, p.d);
+      ahead.watch_result(p.grad_q, p.d);
       product(p.d, ep, rows, query, 1, dp, grad, ep, sum, ep, true, ahead);
       product(rows, dp, p.e, grad, ep, 1, map_t, dp, grad_query, dp, false, ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
@@ -180,8 +191,8 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
       Ahead ahead(p, row, task.head, kBlock / 2);
       ahead.watch(p.k, p.d);
       ahead.watch(p.v, p.e);
-      if (!p.stream) ahead.watch(p.grad_k, p.d);
-      if (!p.stream) ahead.watch(p.grad_v, p.e);
+      ahead.watch_result(p.grad_k, p.d);
+      ahead.watch_result(p.grad_v, p.e);
       product(rows, dp, p.e, value, ep, 1, grad_state_t, dp, grad_key, dp, false, ahead);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_key + i, load(grad_key + i) * load(slope + i));
       store_block(p, p.grad_k, row, task.head, rows, p.d, grad_key);
