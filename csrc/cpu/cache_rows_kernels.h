@@ -102,14 +102,14 @@ inline void write_group(const float* x, int64_t n, Scale by, uint8_t* payload) {
 }
 
 template <RowScheme kScheme, DType kDType>
-inline void dequantize_group(const uint8_t* payload, float scale, float bias, int64_t n, char* to, bool stream) {
+inline void dequantize_group(const uint8_t* payload, float scale, float bias, int64_t n, char* to, bool past) {
   const vf unit = splat(scale), start = splat(bias);
   const auto value = [&](const uint8_t* codes) {
     return kScheme == RowScheme::kInt4 ? fma_v(numbers<kScheme>(codes), unit, start) : numbers<kScheme>(codes) * unit;
   };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    put<kDType>(to + i * value_bytes(kDType), value(payload + payload_bytes(kScheme, i)), stream);
+    put<kDType>(to + i * value_bytes(kDType), value(payload + payload_bytes(kScheme, i)), past);
   if (i < n) {
     uint8_t codes[kLanes] = {};
     char values[kLanes * 4];
@@ -146,17 +146,17 @@ void quantize(const RowsParams& p, int64_t begin, int64_t end, float* scratch) {
                                  row + layout.biases_offset + 2 * (first + g));
       uint8_t* to = row + payload_bytes(kScheme, first * layout.group);
       const int64_t bytes = payload_bytes(kScheme, values);
-      const bool stream = p.stream && (reinterpret_cast<uintptr_t>(to) | bytes) % 64 == 0;
+      const bool past = p.stream && can_stream(to, bytes);
       for (int64_t g = 0; g < groups; ++g) {
         prefetch(next + g * layout.group * value_bytes(p.dtype), layout.group * value_bytes(p.dtype));
         write_group<kScheme>(x + g * layout.group, layout.group, scales[g],
-                             (stream ? codes : to) + payload_bytes(kScheme, g * layout.group));
+                             (past ? codes : to) + payload_bytes(kScheme, g * layout.group));
       }
-      for (int64_t i = 0; stream && i < bytes; i += 4 * kLanes)
-        put_floats(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(codes + i)), true);
+      for (int64_t i = 0; past && i < bytes; i += 4 * kLanes)
+        stream(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(codes + i)));
     }
   }
-  fence();
+  drain();
 }
 
 template <RowScheme kScheme, DType kDType>
@@ -166,7 +166,7 @@ void dequantize(const RowsParams& p, int64_t begin, int64_t end) {
   const int64_t token_payload = payload_bytes(kScheme, layout.dim);
   char* to = static_cast<char*>(p.out) + begin * layout.tokens * layout.dim * value_bytes(kDType);
   // A store past the caches must be aligned.
-  const bool stream = p.stream && (reinterpret_cast<uintptr_t>(to) | group_bytes) % 64 == 0;
+  const bool past = p.stream && can_stream(to, group_bytes);
   for (int64_t user = begin; user < end; ++user) {
     if (p.slots[user] < 0) {
       std::memset(to, 0, layout.tokens * layout.dim * value_bytes(kDType));
@@ -183,11 +183,11 @@ void dequantize(const RowsParams& p, int64_t begin, int64_t end) {
         const float scale = read_half(row + layout.scales_offset + 2 * group);
         const float bias = kScheme == RowScheme::kInt4 ? read_half(row + layout.biases_offset + 2 * group) : 0.f;
         dequantize_group<kScheme, kDType>(row + payload_bytes(kScheme, group * layout.group), scale, bias, layout.group,
-                                          to, stream);
+                                          to, past);
       }
     }
   }
-  fence();
+  drain();
 }
 
 void quantize_users(const RowsParams& p, int64_t begin, int64_t end, float* scratch) {

@@ -31,16 +31,14 @@ inline void narrow(uint8_t* to, vu x) {
 inline void narrow_pairs(uint8_t* to, pairs_v x) {
   _mm_storeu_si64(to, _mm512_maskz_cvtepi64_epi8(0xff, reinterpret_cast<__m512i>(x)));
 }
-inline void put_shorts(void* to, __m256i x, bool stream) {
-  stream ? _mm256_stream_si256(static_cast<__m256i*>(to), x) : _mm256_storeu_si256(static_cast<__m256i*>(to), x);
+inline void put_shorts(void* to, __m256i x, bool past) {
+  past ? _mm256_stream_si256(static_cast<__m256i*>(to), x) : _mm256_storeu_si256(static_cast<__m256i*>(to), x);
 }
-inline void fence() { _mm_sfence(); }
-inline void put_floats(float* to, vf x, bool stream) { stream ? _mm512_stream_ps(to, x) : store(to, x); }
-inline void put_bfloat16(void* to, vf x, bool stream) {
-  put_shorts(to, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)), stream);
+inline void put_bfloat16(void* to, vf x, bool past) {
+  put_shorts(to, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)), past);
 }
-inline void put_half(void* to, vf x, bool stream) {
-  put_shorts(to, _mm512_maskz_cvtps_ph(kAll, x, _MM_FROUND_TO_NEAREST_INT), stream);
+inline void put_half(void* to, vf x, bool past) {
+  put_shorts(to, _mm512_maskz_cvtps_ph(kAll, x, _MM_FROUND_TO_NEAREST_INT), past);
 }
 #elif VISTA_LANES == 8
 inline vi widen_signed(const uint8_t* from) { return reinterpret_cast<vi>(_mm256_cvtepi8_epi32(_mm_loadu_si64(from))); }
@@ -62,19 +60,15 @@ inline void narrow_pairs(uint8_t* to, pairs_v x) {
   const __m128i every = _mm_shuffle_epi8(shorts, _mm_set1_epi32(0x0c080400));
   _mm_storeu_si32(to, every);
 }
-inline void put_shorts(void* to, __m128i x, bool stream) {
-  stream ? _mm_stream_si128(static_cast<__m128i*>(to), x) : _mm_storeu_si128(static_cast<__m128i*>(to), x);
+inline void put_shorts(void* to, __m128i x, bool past) {
+  past ? _mm_stream_si128(static_cast<__m128i*>(to), x) : _mm_storeu_si128(static_cast<__m128i*>(to), x);
 }
-inline void fence() { _mm_sfence(); }
-inline void put_floats(float* to, vf x, bool stream) { stream ? _mm256_stream_ps(to, x) : store(to, x); }
-inline void put_bfloat16(void* to, vf x, bool stream) {
+inline void put_bfloat16(void* to, vf x, bool past) {
   const vu bits = reinterpret_cast<vu>(x);
   const vu rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  put_shorts(to, low_shorts(x == x ? rounded : vu{} + 0x7fc0), stream);
+  put_shorts(to, low_shorts(x == x ? rounded : vu{} + 0x7fc0), past);
 }
-inline void put_half(void* to, vf x, bool stream) {
-  put_shorts(to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), stream);
-}
+inline void put_half(void* to, vf x, bool past) { put_shorts(to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), past); }
 #else
 template <typename Vector, typename Narrow>
 inline Vector widened(const uint8_t* from) {
@@ -91,8 +85,6 @@ inline void narrow(uint8_t* to, vu x) {
 inline void narrow_pairs(uint8_t* to, pairs_v x) {
   for (int64_t i = 0; i < kLanes / 2; ++i) to[i] = static_cast<uint8_t>(x[i]);
 }
-inline void fence() {}
-inline void put_floats(float* to, vf x, bool) { store(to, x); }
 inline void put_bfloat16(void* to, vf x, bool) {
   store_row(DType::kBFloat16, to, 0, reinterpret_cast<const float*>(&x), kLanes);
 }
@@ -162,13 +154,13 @@ inline void write_codes(uint8_t* to, vf x) {
   }
 }
 
-// kLanes numbers to `to`, values of the dtype.
+// kLanes numbers to `to`, values of the dtype; past the caches (see stream in vector_math.h).
 template <DType kDType>
-inline void put(void* to, vf x, bool stream) {
+inline void put(void* to, vf x, bool past) {
   switch (kDType) {
-    case DType::kFloat: return put_floats(static_cast<float*>(to), x, stream);
-    case DType::kBFloat16: return put_bfloat16(to, x, stream);
-    case DType::kHalf: return put_half(to, x, stream);
+    case DType::kFloat: return past ? stream(static_cast<float*>(to), x) : store(static_cast<float*>(to), x);
+    case DType::kBFloat16: return put_bfloat16(to, x, past);
+    case DType::kHalf: return put_half(to, x, past);
   }
 }
 

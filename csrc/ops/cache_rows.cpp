@@ -8,10 +8,6 @@
 namespace vista {
 namespace {
 
-// Results of at least this size are written past the caches: whoever reads them finds little of them there, and a
-// line that is written whole need not be fetched first.
-constexpr int64_t kStreamBytes = 16 << 20;
-
 // Negative slots give zeros.
 void read_rows(const RowLayout& layout, const Tensor& cache, const std::vector<int64_t>& slots, Tensor& out) {
   cpu::RowsParams params{};

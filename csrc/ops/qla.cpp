@@ -17,10 +17,6 @@ using cpu::QlaParams;
 constexpr int64_t kMinChunk = 1024;
 constexpr int64_t kMaxChunks = 64;
 
-// A result of a few second-level caches and more is gone from there before anyone reads it; written past the caches it
-// costs a third less traffic.
-constexpr int64_t kStreamBytes = 8 << 20;
-
 struct Sequences {
   std::vector<int64_t> offsets;
   std::vector<int64_t> source_ends;  // packed row at which a sequence's targets begin

@@ -1,4 +1,4 @@
-"""Every instruction set that this processor has, forced by VISTA_CPU_ISA, keeps the bounds that test_qla.py sets."""
+"""Every instruction set that this processor has, forced by VISTA_CPU_ISA, keeps the bounds that the ops' tests set."""
 
 import os
 import platform
@@ -49,11 +49,18 @@ def test_an_unknown_isa_is_refused():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_qla_in_every_isa(calls, isa):
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("test_qla.py", "(matches_the_definition and (24-64 or 40-256)) or stays_where_it_matters or batch_or_threads"),
+        ("test_cross_attn.py", "(matches_the_definition and 24-16 and not float16) or long_beside or splitting"),
+        ("test_cache_rows.py", "documented_ones or (dtypes and (int4 or fp8)) or reads_back_as_nan or gather_reads"),
+    ],
+)
+def test_ops_in_every_isa(calls, isa, file, chosen):
     if calls[isa].returncode != 0:
         pytest.skip(f"this processor has no {isa}")
     if all(calls[wider].returncode != 0 for wider in ISAS[ISAS.index(isa) + 1 :]):
-        pytest.skip(f"{isa} is what test_qla.py itself runs here")
-    chosen = "(matches_the_definition and (24-64 or 40-256)) or stays_where_it_matters or batch_or_threads"
-    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "python_tests/ops/test_qla.py", "-k", chosen)
+        pytest.skip(f"{isa} is what {file} itself runs here")
+    tests = run(isa, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"python_tests/ops/{file}", "-k", chosen)
     assert tests.returncode == 0, tests.stdout + tests.stderr
