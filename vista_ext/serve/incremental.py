@@ -101,7 +101,7 @@ def refresh_due(
         The counts over all processes, in each of them.
     """
     processes = processes or Processes()
-    everybody = torch.arange(processes.rank, dataset.num_users, processes.size)
+    everybody = torch.arange(dataset.num_users)[processes.rank :: processes.size]
     spec = store.spec
     due = written = extended = 0
     for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
