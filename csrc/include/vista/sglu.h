@@ -20,8 +20,8 @@ struct SgluKernels {
   // the place of inputs.
   void (*gradients)(DType dtype, int64_t rows, int64_t hidden, const float* inverse, const void* grad, const void* u,
                     const void* v, void* up_rows, void* gate_rows, void* product);
-  // With t_i = a_i + b_i, or a_i where b is null: grad_x_i = t_i, less x_i * inverse[i]^2 * <t_i, x_i> / dim unless inverse is null, plus
-  // grad_out_i unless null.
+  // With t_i = a_i + b_i, or a_i where b is null: grad_x_i = t_i, less x_i * inverse[i]^2 * <t_i, x_i> / dim unless
+  // inverse is null, plus grad_out_i unless null.
   void (*grad_rows)(DType dtype, int64_t rows, int64_t dim, const float* inverse, const void* a, const void* b,
                     const void* x, const void* grad_out, void* grad_x);
 };
