@@ -210,6 +210,26 @@ def test_bfloat16_is_deterministic_beside_torchs_products(device):
         assert torch.equal(x @ x.mT, product)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_results_have_the_bits_of_small_ones(device, dtype):
+    """On a CPU results of 8 MB and more are written past the caches."""
+    lengths = [2600] * 7
+    q, k, v, offsets = make(device, 64, 64, dtype, heads=4, lengths=lengths)
+    grad = normal(v.shape, device, dtype)
+    targets = torch.full((7,), 16, device=device)
+    assert q.numel() * q.element_size() >= 8 << 20
+    whole = outputs_and_grads(lambda *a: ops.qla(*a, offsets, 2600, num_targets=targets), q, k, v, grad)
+    for begin in (0, 6 * 2600):
+        rows = slice(begin, begin + 2600)
+        one = [x.detach()[rows].clone().requires_grad_() for x in (q, k, v)]
+        alone = torch.tensor([0, 2600], device=device)
+        part = outputs_and_grads(
+            lambda *a, alone=alone: ops.qla(*a, alone, 2600, num_targets=targets[:1]), *one, grad[rows]
+        )
+        for a, b in zip(part, whole, strict=True):
+            assert torch.equal(a, b[rows])
+
+
 def test_state_adds_up_over_chunks(device):
     _, k, v, _ = (x.detach() for x in make(device, 16, 24))
     total = len(k)
