@@ -88,8 +88,8 @@ class RedisSettings:
 
     cluster: bool = False
     prefix: str = "vista"
-    username: str | None = None
-    password: str | None = None
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
     timeout: float = 0.25
     retries: int = 0
     tls: dict[str, Any] = field(default_factory=dict)
