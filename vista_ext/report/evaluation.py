@@ -81,8 +81,9 @@ def write_page(page: Path, runs: Sequence[Run], measured: Sequence[Measured], ta
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_delivery(picture, dataset.name, measured)
     first, *others = (run.config.folder for run in runs)
-    lines = [f"    vista evaluate {first} --page {page.name}", *(f"      --beside {folder}" for folder in others)]
-    parts = [" \\\n".join(lines), f"![NE over the age of summaries, {dataset.name}](pictures/{picture.name})"]
+    lines = [f"    vista evaluate {first} --page {page}", *(f"      --beside {folder}" for folder in others)]
+    parts = [f"## {dataset.name}", " \\\n".join(lines)]
+    parts += [f"![NE over the age of summaries, {dataset.name}](pictures/{picture.name})"]
     for table in tables:
         parts += [f"### {dataset.name}: {table.title}", markdown(table)]
     replace_section(page, dataset.name, "\n\n".join(parts))

@@ -66,7 +66,8 @@ def replace_section(page: Path, name: str, text: str) -> None:
     after = rest.partition(end)[2] if mark else "\n"
     before = before if mark or not before else before.rstrip("\n") + "\n\n"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+    inside = text.strip("\n")
+    page.write_text(f"{before}{begin}\n\n{inside}\n\n{end}{after}")
 
 
 def defined(value: Any) -> Any:
