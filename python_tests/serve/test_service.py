@@ -265,7 +265,7 @@ def test_bad_context_is_named(contextual, context, message):
 
 def test_a_megabyte_of_mistakes_is_soon_refused(contextual):
     """Not one error for each, which would keep a worker busy for seconds."""
-    begin = time.monotonic()
+    begin = time.process_time()
     for body in (
         b'{"requests": [' + b"1," * 400_000 + b"1]}",
         b'{"requests": [{"user": 1, "items": [' + b'"",' * 300_000 + b"1]}]}",
@@ -274,7 +274,7 @@ def test_a_megabyte_of_mistakes_is_soon_refused(contextual):
         b'{"requests": [{"user": ' + b"9" * 1_000_000 + b"}]}",
     ):
         assert contextual[1].answer(body).status == 422
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_broken_bytes_of_a_call_are_an_answer(contextual):
