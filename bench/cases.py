@@ -23,6 +23,7 @@ HEADS, DIM = 4, 64  # one row of 256 values: the published model's size
 TOKENS, WIDTH = 128, 256  # one user's summary
 # Of a larger result this much, spread over the batch, is compared in float64: the rest would not fit beside it.
 MAX_CHECKED_ROWS, MAX_CHECKED_USERS = 300_000, 1024
+MAX_CHECKED_SEQUENCES = 256  # the naive backward makes a tensor of all rows for each
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _spread(count: int, limit: int) -> list[int]:
 def _sequences(lengths: Sequence[int]) -> tuple[list[int], Callable[[Tensor], Tensor], str]:
     """Which sequences are checked, their rows of a tensor, and what to call them."""
     longest = max(lengths)
-    chosen = _spread(len(lengths), max(1, MAX_CHECKED_ROWS // longest))
+    chosen = _spread(len(lengths), max(1, min(MAX_CHECKED_ROWS // longest, MAX_CHECKED_SEQUENCES)))
     if len(chosen) == len(lengths):
         return chosen, lambda x: x, "all of it"
     parts = lambda x: torch.cat([x.split(list(lengths))[i] for i in chosen])  # noqa: E731
