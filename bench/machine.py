@@ -36,7 +36,7 @@ def collect_facts() -> dict[str, Any]:
         "caches": _caches(),
         "memory_gib": _memory_gib(),
         "load": os.getloadavg()[0],
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
