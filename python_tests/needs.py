@@ -2,8 +2,15 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
+
+from vista_ext.train.row_wise import INSTALL
+
+# Not on CI, whose environment holds what pip resolves.
+torchrec = pytest.mark.skipif(not find_spec("torchrec"), reason=f"TorchRec is not installed: {INSTALL}")
+TORCHREC = pytest.param("torchrec", marks=torchrec)
 
 
 def missing(what):

@@ -58,8 +58,9 @@ class TrainConfig:
             runs once for all of them. 0 for a history each.
         loss_weighting: "candidate" (all candidates count alike), "request" (all requests alike, whatever the number of
             their candidates) or "history" (all histories alike, whatever the requests that share them).
-        parallel: how several processes train together: "ddp" (each has all of the model) or "fsdp" (each keeps a part
-            of parameters and optimizer state, and has the whole for the time of a step).
+        parallel: how several processes train together: "ddp" (each has all of the model), "fsdp" (each keeps a part
+            of parameters and optimizer state, and has the whole for the time of a step) or "torchrec" (as "ddp", but
+            each keeps a part of the rows of the items' table, never has the whole, and asks the others for theirs).
         learning_rate, weight_decay: of everything but the embedding tables.
         table_learning_rate, table_weight_decay: of the embedding tables.
         precision: "float32" or "bfloat16", of the layers; parameters, gradients and optimizer are float32 either way,
@@ -202,8 +203,8 @@ def check_config(config: RunConfig) -> None:
     if config.train.loss_weighting not in ("candidate", "request", "history"):
         found = f"{config.train.loss_weighting!r}"
         raise ConfigError(f"train.loss_weighting must be candidate, request or history, found {found}")
-    if config.train.parallel not in ("ddp", "fsdp"):
-        raise ConfigError(f"train.parallel must be ddp or fsdp, found {config.train.parallel!r}")
+    if config.train.parallel not in ("ddp", "fsdp", "torchrec"):
+        raise ConfigError(f"train.parallel must be ddp, fsdp or torchrec, found {config.train.parallel!r}")
     if config.store.scheme not in ("int8", "int4", "fp8_e4m3"):
         raise ConfigError(f"store.scheme must be int8, int4 or fp8_e4m3, found {config.store.scheme!r}")
     if config.seed >= 2**63:

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from python_tests import ranks
-from python_tests.train.workers import gradients_of, gradients_of_share, train_share
-from vista_ext.config import save_config
+from python_tests import needs, ranks
+from python_tests.train.workers import gradients_of, gradients_of_share, score_and_save_share, train_share
+from vista_ext._extras import MissingExtraError
+from vista_ext.config import ConfigError, save_config
 from vista_ext.data.dataset import EventDataset
 from vista_ext.processes import Processes
 from vista_ext.store import LmdbStore
 from vista_ext.train.checkpoint import CheckpointError, open_checkpoint
+from vista_ext.train.evaluate import predict
 from vista_ext.train.records import read_records
+from vista_ext.train.row_wise import RowWiseEmbedding
 from vista_ext.train.trainer import train
 
 NO_DROPOUT = ["model.options.dropout=0.0"]
@@ -40,24 +43,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_gradients_are_those_of_one_process(tiny_config, tmp_path, forkserver):
-    """Batches of three histories, so that the processes have unequal parts, and of one: the second has nothing."""
-    cases = [
-        *product(["vista", "din", "mean"], ["candidate", "history"], [3, 1], ["ddp"]),
-        *product(["vista", "mean"], ["request"], [3, 1], ["fsdp"]),
-    ]
-    configs = [
-        tiny_config(
-            *NO_DROPOUT, f"model.name={name}", f"train.loss_weighting={weighting}", f"train.requests_per_batch={size}",
-            "train.share_window=200000", f"train.parallel={parallel}",
-        )
-        for name, weighting, size, parallel in cases
-    ]  # fmt: skip
+def check_gradients(forkserver, tmp_path, configs, processes=2):
     path = tmp_path / "gradients"
-    assert ranks.run(forkserver, 2, gradients_of_share, configs, 3, path) == [0, 0]
+    assert ranks.run(forkserver, processes, gradients_of_share, configs, 3, path) == [0] * processes
     dataset = EventDataset(configs[0].data.path)
-    for case, config, shared in zip(cases, configs, torch.load(path), strict=True):
+    for config, shared in zip(configs, torch.load(path), strict=True):
+        parallel, config.train.parallel = config.train.parallel, "ddp"
         alone = gradients_of(config, dataset, Processes(), 3)
+        case = config.model, config.train, parallel
         assert len(alone) == len(shared) == 3
         for (told, right), (found, gradients) in zip(alone, shared, strict=True):
             assert found == pytest.approx(told, rel=1e-5), case
@@ -67,13 +60,68 @@ def test_gradients_are_those_of_one_process(tiny_config, tmp_path, forkserver):
                 assert (gradients[name] - gradient).norm() <= 1e-5 * whole, (case, name)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_are_those_of_one_process(tiny_config, tmp_path, forkserver):
+    """Batches of three histories, so that the processes have unequal parts, and of one: the second has nothing."""
+    cases = [
+        *product(["vista", "din", "mean"], ["candidate", "history"], [3, 1], ["ddp"]),
+        *product(["vista", "mean"], ["request"], [3, 1], ["fsdp"]),
+    ]
+    check_gradients(forkserver, tmp_path, [
+        tiny_config(
+            *NO_DROPOUT, f"model.name={name}", f"train.loss_weighting={weighting}", f"train.requests_per_batch={size}",
+            "train.share_window=200000", f"train.parallel={parallel}",
+        )
+        for name, weighting, size, parallel in cases
+    ])  # fmt: skip
+
+
+@needs.torchrec
+def test_gradients_of_cut_rows_are_those_of_whole_ones(tiny_config, tmp_path, forkserver):
+    """Four rows over three processes are two, two and none; two are one, one and none. Items are looked up for
+    histories and for candidates, of which two processes have none in batches of one."""
+    tables = [["items=table"], ["items=hash", "hash_rows=4"], ["items=hash", "hash_rows=2"]]
+    check_gradients(forkserver, tmp_path, [
+        tiny_config(
+            *NO_DROPOUT, f"model.name={name}", f"train.requests_per_batch={size}", "train.parallel=torchrec",
+            *(f"model.options.embedding.{option}" for option in table),
+        )
+        for name, table, size in product(["vista", "mean"], tables, [3, 1])
+    ], 3)  # fmt: skip
+
+
+@needs.torchrec
+def test_a_model_with_cut_rows_scores_and_saves_as_the_whole_one(tiny_config, tmp_path, forkserver):
+    """Read from a run of one process; saved it is the same file, which the other jobs read."""
+    config = tiny_config("train.epochs=1")
+    whole = train(config, EventDataset(config.data.path))
+    best = Path(config.folder) / "checkpoints" / "best"
+    config.train.parallel = "torchrec"
+    assert ranks.run(forkserver, 2, score_and_save_share, config, best, tmp_path) == [0, 0]
+    found = torch.load(tmp_path / "found")
+    assert found["rows"] == [26, 25] and found["bytes"] == [26 * 32 * 4, 25 * 32 * 4]  # no view of the whole table
+    right = predict(whole, EventDataset(config.data.path), "valid", config.data).logits
+    assert torch.allclose(found["logits"], right, rtol=1e-5, atol=1e-6)
+    saved = open_checkpoint(tmp_path / "saved")
+    assert saved.manifest["crc32"] == {"model": open_checkpoint(best).manifest["crc32"]["model"]}
+
+
+def test_cut_rows_need_company_and_torchrec(tiny_config, tmp_path, forkserver, monkeypatch):
+    config = tiny_config("train.parallel=torchrec")
+    with pytest.raises(ValueError, match=r"train\.parallel: torchrec .* at least 2 \(WORLD_SIZE\), found 1"):
+        train(config, EventDataset(config.data.path))
+    assert not (Path(config.folder) / "run.yaml").exists()
+    monkeypatch.setitem(sys.modules, "torchrec", None)
+    with pytest.raises(MissingExtraError, match=r"'torchrec.*' is needed here .*pip install --no-deps torchrec"):
+        RowWiseEmbedding(torch.nn.Embedding(3, 2), None)
+    with pytest.raises(ConfigError, match=r"train\.parallel must be ddp, fsdp or torchrec, found 'dmp'"):
+        tiny_config("train.parallel=dmp")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", needs.TORCHREC])
 def test_a_run_of_two_processes_is_a_run_of_one(tiny_config, forkserver, parallel):
     alone, shared = (
-        tiny_config(
-            *NO_DROPOUT, "train.epochs=1", "train.requests_per_batch=31", f"train.parallel={parallel}", folder=f
-        )
-        for f in ("alone", "shared")
+        tiny_config(*NO_DROPOUT, "train.epochs=1", "train.requests_per_batch=31", f"train.parallel={how}", folder=f)
+        for f, how in (("alone", "ddp"), ("shared", parallel))
     )
     train(alone, EventDataset(alone.data.path))
     save_config(shared)
@@ -85,7 +133,7 @@ def test_a_run_of_two_processes_is_a_run_of_one(tiny_config, forkserver, paralle
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", needs.TORCHREC])
 def test_killed_it_ends_where_an_undisturbed_run_does(tiny_config, forkserver, parallel):
     """With dropout, so that both processes need their own random numbers back. Another number of them is refused."""
     undisturbed, killed = (

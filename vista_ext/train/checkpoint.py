@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,12 @@ def save_checkpoint(
         write: False in all but one of the processes that have parts of a sharded model; they call this together.
     """
     serialize = require("safetensors.torch", extra="run").save
-    parts = {"model": {name: whole(value).contiguous() for name, value in model.state_dict().items()}}
+    parts = {"model": _gathered(model.state_dict().items(), write)}
     if optimizer is not None:
         state = optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
         # Sorted: parts are put together in one order by all processes, whatever they were restored from.
-        parts["optimizer"] = {name: whole(value).contiguous() for name, value in sorted(flat.items())}
+        parts["optimizer"] = _gathered(sorted(flat.items()), write)
         parts["optimizer"] |= {_random(rank): state for rank, state in enumerate(random)}
     if not write:
         return
@@ -159,6 +159,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, 
         index, key = name.split(".", 1)
         entries.setdefault(int(index), {})[key] = cut_like(value, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def _gathered(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Tensors by name, whole; nothing where they are not kept, which holds one at a time then."""
+    found = {}
+    for name, value in tensors:
+        all_of_it = whole(value)  # by all processes together
+        if keep:
+            found[name] = all_of_it.contiguous()
+    return found
 
 
 def _random(rank: int) -> str:

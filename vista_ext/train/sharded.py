@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimizer state cut over the processes, by torch's `fully_shard` (FSDP2)."""
+"""What is cut over the processes: by torch's `fully_shard` (FSDP2) everything, else the tables of ids at most."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 
 def shard(module: nn.Module, device: torch.device, processes: int) -> None:
@@ -31,14 +31,27 @@ def unsharded(module: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
+def cut(value: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This process's rows of a tensor that each has all of, as `torch.chunk` cuts it: a copy on the mesh's device.
+    Nothing is sent."""
+    block = -(-value.shape[0] // mesh.size())
+    begin = min(mesh.get_local_rank() * block, value.shape[0])
+    rows = value[begin : begin + block].to(mesh.device_type, copy=True)
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=value.shape, stride=value.stride())
+
+
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor that is cut over processes, which call this together; another one as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """All of a tensor that is cut over processes, which call this together, in the host's memory, for it may be more
+    than a device has; another one as it is."""
+    if not isinstance(value, DTensor):
+        return value
+    mesh = init_device_mesh("cpu", (value.device_mesh.size(),))
+    rows, shape, stride = value.to_local().detach().cpu(), value.shape, value.stride()
+    return DTensor.from_local(rows, mesh, value.placements, run_check=False, shape=shape, stride=stride).full_tensor()
 
 
 def cut_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The inverse of `whole` for what an optimizer has of a parameter; scalars stay. Nothing is sent: each process has
-    all of the value."""
+    """The inverse of `whole` for what an optimizer has of a parameter; scalars stay."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return cut(value, parameter.device_mesh)
     return value

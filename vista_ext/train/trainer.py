@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vista_ext.config import RunConfig, save_config
 from vista_ext.data.batch import Batch
@@ -26,8 +25,9 @@ from vista_ext.progress import track
 from vista_ext.train.checkpoint import Checkpoint, CheckpointError, open_checkpoint, restore_optimizer, save_checkpoint
 from vista_ext.train.evaluate import predict, quality
 from vista_ext.train.loss import Objective
+from vista_ext.train.parallel import parallelize
 from vista_ext.train.records import Records
-from vista_ext.train.sharded import shard, unsharded
+from vista_ext.train.sharded import unsharded
 
 log = logging.getLogger("vista")
 
@@ -54,16 +54,19 @@ def train(
 
     Args:
         processes: joined, if there are several. Each trains on its part of every batch, and averages gradients with the
-            others as `train.parallel` says; the first one validates and writes. All must see the same folder.
+            others as `train.parallel` says; the first one validates (with "torchrec" all do, as one) and writes. All
+            must see the same folder.
 
     Returns:
-        The model of the epoch with the best AUC of the main task on "valid" (of the last epoch without that split);
-        also in the run's folder as checkpoint "best", beside the configuration.
+        The model of the epoch with the best AUC of the main task on "valid" (of the last epoch without that split), on
+        the device ("torchrec": in the host's memory); also in the run's folder as checkpoint "best", beside the
+        configuration.
 
     Raises:
         CheckpointError: if the folder holds a checkpoint that is damaged, or of another configuration, of more epochs,
             or of another number of processes.
-        ValueError: if there is nothing to train on.
+        ValueError: if there is nothing to train on; `train.parallel` "torchrec" in a process alone.
+        MissingExtraError: "torchrec" without TorchRec.
         FloatingPointError: if the loss is not finite.
     """
     if not dataset.split_size("train"):
@@ -71,8 +74,8 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    model = build_model(config.model.name, dataset.schema, config.vista(), dataset.item_features).to(device)
-    return _Training(config, dataset, model, processes or Processes()).run()
+    model = build_model(config.model.name, dataset.schema, config.vista(), dataset.item_features)
+    return _Training(config, dataset, model, torch.device(device), processes or Processes()).run()
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -98,20 +101,18 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
 class _Training:
     """A run in one of its processes."""
 
-    def __init__(self, config: RunConfig, dataset: EventDataset, model: Ranker, processes: Processes) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: EventDataset, model: Ranker, device: torch.device, processes: Processes
+    ) -> None:
         self.config, self.dataset, self.model, self.processes = config, dataset, model, processes
-        self.device = next(model.parameters()).device
+        self.device = device
         self.folder = Path(config.folder)
         self.checkpoints = self.folder / "checkpoints"
         self.position = Position()
         checkpoint = _begun(config, self.checkpoints, processes)
         if checkpoint is not None:
             model.load_state_dict(checkpoint.tensors("model"))
-        self.loss: nn.Module = Objective(model, config.train, processes)
-        if processes.size > 1 and config.train.parallel == "fsdp":
-            shard(self.loss, self.device, processes.size)
-        elif processes.size > 1:
-            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False)
+        self.loss = parallelize(Objective(model, config.train, processes), device, processes)
         self.optimizer = make_optimizer(config, model)
         if processes.rank:  # the weights are those of the first process, dropout is its own
             torch.manual_seed(config.seed + (processes.rank << 32))
@@ -134,7 +135,8 @@ class _Training:
                 position.epoch, position.batch = position.epoch + 1, 0
                 self._save()
         self.processes.sum(torch.zeros(()))  # the first process has written what all read now
-        return open_checkpoint(self.checkpoints / "best").model().to(self.device)
+        best = open_checkpoint(self.checkpoints / "best").model()
+        return best if config.train.parallel == "torchrec" else best.to(self.device)
 
     def _train_epoch(self) -> None:
         choice, position = self.config.train, self.position
@@ -186,8 +188,9 @@ class _Training:
                 # Batches of the training's size take no more memory than it, and caches hold the temporaries of small
                 # ones.
                 size = config.train.requests_per_batch
-                found = quality(predict(self.model, self.dataset, "valid", config.data, size)) if first else None
-            if found is not None:
+                judges = first or config.train.parallel == "torchrec"  # the look-ups of one need the others
+                found = quality(predict(self.model, self.dataset, "valid", config.data, size)) if judges else None
+            if found is not None and first:
                 auc.fill_(found.auc)
                 self._record(**{f"valid/{name}": value for name, value in asdict(found).items()})
                 self._tell(
