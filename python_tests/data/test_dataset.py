@@ -58,6 +58,23 @@ def dataset(folder):
     return EventDataset(folder)
 
 
+@pytest.mark.parametrize(
+    "nothing", [[], np.zeros(0, dtype=object), np.zeros(0, dtype=str)], ids=["list", "object", "str"]
+)
+def test_a_set_without_samples_or_events(tmp_path, nothing):
+    given = made_up()
+    for table in ("events", "samples"):
+        columns = {column: np.zeros(0, dtype=np.int64) for column in given[table]}
+        given[table] = {**columns, "split": nothing} if table == "samples" else columns
+    if isinstance(nothing, list):
+        given["events"] = dict.fromkeys(given["events"], nothing)
+    write_dataset(tmp_path / "set", **given)
+    dataset = EventDataset(tmp_path / "set")
+    assert [dataset.split_size(split) for split in SPLITS] == [0, 0, 0]
+    assert list(dataset.batches("train", requests_per_batch=4, max_history=5)) == []
+    assert len(dataset.histories(torch.arange(USERS), None, 5)) == USERS
+
+
 def events_before(user, before):
     """(item, action, timestamp) of a user's events, oldest first, ties in the order they were given in."""
     events = made_up()["events"]

@@ -11,6 +11,7 @@ from vista_ext.models import Vista, VistaConfig
 from vista_ext.models.config import EmbeddingConfig
 from vista_ext.serve.incremental import RefreshPolicy, extend, refresh_due
 from vista_ext.serve.summarize import open_for_writing, refresh, summarize_users
+from vista_ext.store import ReadPolicy
 from vista_ext.store.states import StateStore
 
 
@@ -63,6 +64,25 @@ def test_only_who_is_due_is_summarized(run, store):
         ((counts < 10) & (counts > 0)).sum()
     )
     assert refresh_due(run.vista, data, store, RefreshPolicy(0)).written == 60
+
+
+def test_the_erased_are_left_out(run, store, states):
+    """Until they come back; of a state of before nothing is used then."""
+    data, users = run.dataset, torch.arange(60)
+    ends = data.end_of_events(users)
+    early = int(ends.min()) - 400
+    refresh_due(run.vista, data, store, RefreshPolicy(), states=states, now=early)
+    gone, back, unknown = 3, 5, 10**6
+    until = torch.tensor([int(ends[gone]), early, 1])
+    store.erase(torch.tensor([gone, back, unknown]), until)
+    for _ in range(2):
+        done = refresh_due(run.vista, data, store, RefreshPolicy(0), states=states, now=early)
+        assert (done.users, done.erased, done.due, done.written) == (60, 2, 58, 58)
+        assert str(done).startswith("60 users, 2 erased, 58 due")
+        assert not states.find(torch.tensor([gone, back])).hits.any()
+    done = refresh_due(run.vista, data, store, RefreshPolicy(0), states=states)
+    assert (done.erased, done.due, done.written, done.extended) == (1, 59, 59, 58)
+    assert store.find(users, ReadPolicy(on_miss="flag")).hits.tolist() == [user != gone for user in range(60)]
 
 
 def test_a_refresh_of_all_is_the_batch_job(run, store, tmp_path):

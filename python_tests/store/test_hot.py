@@ -1,5 +1,6 @@
 """The hot cache: what it serves, when it asks the store, and that nobody ever sees half a summary."""
 
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from workers import SPEC, constant, ids, rows_of, version
+from workers import SPEC, constant, erase_elsewhere, ids, rows_of, version
 
 from vista_ext import ops
 from vista_ext.serve.scorer import from_cache, from_store
@@ -283,6 +284,62 @@ def test_an_invalidation_overtakes_a_reading(backend, put, hot):
     with cache.gather(ids(1)) as lease:
         check(lease, [1], [4])
     assert cache.invalidate(ids(1, 2)) == 1 and len(backend.asked) == 2 and cache._table._held == 0
+
+
+def test_who_is_erased_through_the_store_is_dropped_at_once(store, put, path, tmp_path, hot):
+    put([1, 2], 5)
+    host = hot(store, 8)
+    device = hot(host, 8)
+    for erase in (lambda: store.erase(ids(1), ids(5)), lambda: store.erase(ids(1)), load_an_erasure(store, tmp_path)):
+        store.drop_erasures(9)
+        put([1, 2], 5)
+        with device.gather(ids(1, 2)) as lease:
+            check(lease, [1, 2], [5, 5])
+            erase()
+            check(lease, [1, 2], [5, 5])  # a lease keeps what it has seen
+        for cache in (device, host):
+            assert cache.stats().users == 1
+            assert cache.find(ids(1, 2), FLAG).hits.tolist() == [False, True]
+    del host, device, cache, lease
+    gc.collect()
+    assert not len(store.caches)
+
+
+def load_an_erasure(store, folder):
+    with LmdbStore.create(folder / "elsewhere", SPEC) as other:
+        other.erase(ids(1), ids(5))
+    return lambda: store.load_snapshot(folder / "elsewhere")
+
+
+def test_a_failed_erasure_drops_too(store, put, monkeypatch, hot):
+    """Some of it may be done."""
+    put([1], 5)
+    cache = hot(store, 4)
+    cache.find(ids(1))
+    erase = store._erase
+    monkeypatch.setattr(store, "_erase", lambda *users: erase(*users) and 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        store.erase(ids(1), ids(5))
+    assert not cache.find(ids(1), FLAG).hits.any()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_what_another_process_erases_is_served_until_it_is_read_again(backend, path, put, processes, monkeypatch, away):
+    """At most `refresh_after` from its reading; where the store does not answer, `stale_for`."""
+    now = [100.0]
+    monkeypatch.setattr("vista_ext.store.hot.time.monotonic", lambda: now[0])
+    put([1, 2], 5)
+    cache = HotCache(backend, 4, refresh_after=10, stale_for=30, retry_after=0)
+    policy = ReadPolicy(on_miss="flag", on_unavailable="miss")
+    assert cache.find(ids(1, 2), policy).hits.all()
+    eraser = processes.Process(target=erase_elsewhere, args=(path, 1))
+    eraser.start()
+    eraser.join(60)
+    assert eraser.exitcode == 0 and not backend.store.find(ids(1), policy).hits.any()
+    backend.away = away
+    for later, served in ((10, True), (10.1, away), (30, away), (30.1, False)):
+        now[0] = 100.0 + later
+        assert cache.find(ids(1), policy).hits.tolist() == [served], later
 
 
 def test_an_erased_user_is_forgotten(backend, store, put, monkeypatch, hot):

@@ -57,6 +57,19 @@ def test_a_later_state_stays_and_versions_are_apart(states, tmp_path):
         assert len(other) == 4
 
 
+def test_erasures_take_states(states, tmp_path):
+    put(states, [1, 2, 3], 50)
+    states.close()
+    with StateStore.open(tmp_path / "states", StateSpec(2, 3, 16, model_version=8)) as other:
+        put(other, [1, 2], 60)
+        users, until = torch.tensor([2, 1, 9]), torch.tensor([60, 55, 70])
+        assert other.erase(users, until) == 3 and other.erase(users, until) == 0
+        assert other.find(torch.tensor([1, 2])).hits.tolist() == [True, False]  # 1 read on until 60
+        assert len(other) == 2 and other.erase(users[:0], until[:0]) == 0
+        with pytest.raises(ValueError, match=r"erase: until must be int64 \[3\]"):
+            other.erase(users, until[:2])
+
+
 @pytest.mark.parametrize("place", [0, 4, 8, 16, HEADER.itemsize + 100, -1])
 def test_a_damaged_state_is_not_there_and_may_be_replaced(states, place, caplog):
     put(states, [1, 2], 50)

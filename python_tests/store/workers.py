@@ -118,3 +118,8 @@ def write_when_told(path, pipe):
         for generation in iter(pipe.recv, None):
             store.insert(ids(1), rows_of([1], [generation]), ids(generation))
             pipe.send(generation)
+
+
+def erase_elsewhere(path, user):
+    with LmdbStore.open(path, readonly=False) as store:
+        assert store.erase(ids(user), ids(2**40)) == 1

@@ -72,7 +72,10 @@ def write_dataset(
         unfinished.mkdir()
         for table, values in track(tables.items(), f"writing {name}", len(tables), unit="tables"):
             file = unfinished / f"{table}.parquet"
-            parquet.write_table(pa.table(values), file, compression="zstd", write_page_checksum=True)
+            # Strings have a type of their own only where there are some.
+            types = [(column, pa.string() if values[column].dtype == object else None) for column in values]
+            arrays = {column: pa.array(values[column], kind) for column, kind in types}
+            parquet.write_table(pa.table(arrays), file, compression="zstd", write_page_checksum=True)
         meta = {"format": FORMAT, "name": name, "schema": schema.to_dict(), "source": source}
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         unfinished.rename(target)

@@ -151,7 +151,7 @@ def as_table(path: Path, values: Mapping[str, Any], columns: Mapping[str, Kind])
     for name, kind in columns.items():
         column = np.asarray(values[name])
         allowed, dtype = {"int": ("iub", np.int64), "float": ("fiub", np.float32)}.get(kind, ("UTO", object))
-        if column.dtype.kind not in allowed:
+        if column.size and column.dtype.kind not in allowed:  # an empty list is of no kind
             raise DataError(path, name, f"a column of kind {kind}", f"dtype {column.dtype}")
         if column.ndim != 1 or column.size != next(iter(table.values()), column).size:
             raise DataError(path, name, "one value per row", f"shape {column.shape}")

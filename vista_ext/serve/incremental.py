@@ -64,17 +64,19 @@ class RefreshPolicy:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh did: users looked at, due, and summaries written (the others were overtaken meanwhile); and of the
-    due, those whose new events were added to a stored state."""
+    """What a refresh did: users looked at, due, and summaries written (the others were overtaken meanwhile); of the
+    due, those whose new events were added to a stored state; and those who are not due because they are erased."""
 
     users: int
     due: int
     written: int
     extended: int = 0
+    erased: int = 0
 
     def __str__(self) -> str:
         how = f" ({self.extended} from states)" if self.extended else ""
-        return f"{self.users} users, {self.due} due{how}, {self.written} summaries written"
+        left_out = f", {self.erased} erased" if self.erased else ""
+        return f"{self.users} users{left_out}, {self.due} due{how}, {self.written} summaries written"
 
 
 @torch.no_grad()
@@ -89,11 +91,13 @@ def refresh_due(
     users_per_batch: int = 256,
     processes: Processes | None = None,
 ) -> Refreshed:
-    """Summarize whose stored summary is due by a policy. Killed and begun again, it goes on with who is still due.
+    """Summarize whose stored summary is due by a policy. Killed and begun again, it goes on with who is still due. Who
+    is erased, and has not come back since, is left out.
 
     Args:
         states: where states are kept: who has one pays for the new events alone. A state tells how far it has read, so
-            that it may lag behind the summary, or be ahead, whatever is interrupted when.
+            that it may lag behind the summary, or be ahead, whatever is interrupted when. Those of before the store's
+            erasures are erased.
         now: the moment, seconds: only earlier events are read. None: after the last event of each user.
         processes: among which users are shared, joined if there are several; this one alone by default.
 
@@ -103,19 +107,24 @@ def refresh_due(
     processes = processes or Processes()
     everybody = torch.arange(dataset.num_users)[processes.rank :: processes.size]
     spec = store.spec
-    due = written = extended = 0
+    due = written = extended = erased = 0
+    erasures = store.erasures()
+    if states is not None:
+        states.erase(erasures.user_ids, erasures.until)
     for users in track(everybody.split(_LOOK), "looking for who is due", len(everybody), unit="users", size=len):
         stored = store.find(users, ReadPolicy(on_miss="flag", on_version_mismatch="miss"))
         moments = dataset.end_of_events(users) if now is None else torch.full_like(users, now)
         counts, first_times = dataset.events_since(users, stored.event_times, moments)
-        chosen = policy.due(counts, first_times, moments) | ~stored.hits
+        gone = erasures.forbid(users, moments)
+        chosen = (policy.due(counts, first_times, moments) | ~stored.hits) & ~gone
         who, when = users[chosen], moments[chosen]
         for some, summaries, times, old in _renew(model, dataset, states, policy, who, when, users_per_batch):
             rows = ops.quantize_rows(summaries, scheme=spec.scheme, group=spec.group)
             written += store.insert(some, rows, times)
             extended += old
         due += len(who)
-    return Refreshed(*processes.sum(torch.tensor([len(everybody), due, written, extended])).tolist())
+        erased += int(gone.sum())
+    return Refreshed(*processes.sum(torch.tensor([len(everybody), due, written, extended, erased])).tolist())
 
 
 def _renew(

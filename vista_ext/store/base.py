@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from vista_ext import _C
@@ -243,6 +244,14 @@ class Erasures:
 
     def __len__(self) -> int:
         return self.user_ids.shape[0]
+
+    def forbid(self, user_ids: Tensor, event_times: Tensor) -> Tensor:
+        """bool `[m]`: of which summaries, by user and event time (int64 `[m]`), a store with these, whose users ascend,
+        writes none."""
+        if not len(self):
+            return torch.zeros_like(user_ids, dtype=torch.bool)
+        at = torch.searchsorted(self.user_ids, user_ids).clamp(max=len(self) - 1)
+        return (self.user_ids[at] == user_ids) & (event_times <= self.until[at])
 
 
 class Reader(Protocol):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ class KeyedStore(SummaryStore):
 
     def __init__(self, spec: StoreSpec, batch: int) -> None:
         self.spec = spec
+        self.caches: WeakSet[Any] = WeakSet()  # in front of this object, by themselves: they forget whom it erases
         self._batch = batch  # records that are written, or read, together
 
     @abstractmethod
@@ -39,6 +42,10 @@ class KeyedStore(SummaryStore):
         only_present: bool,
     ) -> int:
         """Write a batch, each key once and in the order of the keys; returns how many records were written."""
+
+    @abstractmethod
+    def _erase(self, users: np.ndarray, until: np.ndarray | None) -> int:
+        """`erase` for users that ascend, each once."""
 
     @abstractmethod
     def _batches_of_keys(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -68,6 +75,15 @@ class KeyedStore(SummaryStore):
         """As in `SummaryStore`; each model version is kept beside the others."""
         users, versions, rows, times = check_summaries("add", summaries, self.spec.row_bytes)
         return self._write_each_once(users, versions, rows, times, newest_wins=True, only_present=False)
+
+    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
+        """As in `SummaryStore`. When it returns, caches in front of this object have forgotten the users, too."""
+        users, times = self._users_to_erase(user_ids, until)
+        try:
+            return self._erase(users, times)
+        finally:  # after a failure, too: some may be erased
+            for cache in list(self.caches):
+                cache.invalidate(torch.from_numpy(users))
 
     def load_snapshot(self, path: Path | str) -> int:
         """As in `SummaryStore`; summaries keep their model versions."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vista_ext.store import erasure, record
 from vista_ext.store.base import Erasures, StoreError, StoreSpec
@@ -73,15 +72,13 @@ class LmdbStore(KeyedStore):
             environment.close()
             raise
 
-    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
-        """As in `SummaryStore`."""
-        users, times = self._users_to_erase(user_ids, until)
+    def _erase(self, users: np.ndarray, until: np.ndarray | None) -> int:
         prefixes = [key[:8] for key in record.keys(users, self._own_version(len(users)))]
-        kept = [None] * len(users) if times is None else [value.tobytes() for value in erasure.pack(users, times)]
+        kept = [None] * len(users) if until is None else [value.tobytes() for value in erasure.pack(users, until)]
         erased = 0
         for begin in range(0, len(users), self._batch):
             part = slice(begin, begin + self._batch)
-            erased += self._environment.write(self._erase, prefixes[part], kept[part])
+            erased += self._environment.write(self._erase_keys, prefixes[part], kept[part])
         return erased
 
     def erasures(self) -> Erasures:
@@ -169,7 +166,7 @@ class LmdbStore(KeyedStore):
         records = record.pack(self.spec, users, versions, times, rows)
         return self._environment.write(put, record.keys(users, versions), records, times.tolist())
 
-    def _erase(self, txn: Any, prefixes: list[bytes], erasures: list[bytes | None]) -> int:
+    def _erase_keys(self, txn: Any, prefixes: list[bytes], erasures: list[bytes | None]) -> int:
         """Delete the records of some users, those that an erasure covers or all; returns how many there were."""
         cursor = txn.cursor()
         keys: list[bytes] = []

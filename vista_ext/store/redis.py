@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vista_ext._extras import require
 from vista_ext.store import erasure, record
@@ -135,13 +134,11 @@ class RedisStore(KeyedStore):
         """Make this object's spec (model version and `extra`) the one that `open` takes by default from now on."""
         self._call(lambda client: client.set(self._name("spec"), self.spec.to_json()))
 
-    def erase(self, user_ids: Tensor, until: Tensor | None = None) -> int:
-        """As in `SummaryStore`."""
-        users, times = self._users_to_erase(user_ids, until)
-        if times is None:
+    def _erase(self, users: np.ndarray, until: np.ndarray | None) -> int:
+        if until is None:
             versions = self._versions()
             return self._unlink(np.repeat(users, len(versions)), np.tile(versions, len(users)))
-        kept = list(zip(users.tolist(), (value.tobytes() for value in erasure.pack(users, times)), strict=True))
+        kept = list(zip(users.tolist(), (value.tobytes() for value in erasure.pack(users, until)), strict=True))
         parts = [kept[begin : begin + self._batch] for begin in range(0, len(kept), self._batch)]
         # First what keeps older summaries out, then what is there: with a version that was written until then.
         for part in parts:

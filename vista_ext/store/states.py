@@ -188,6 +188,25 @@ class StateStore:
         parts = (order[begin : begin + self._batch] for begin in range(0, len(order), self._batch))
         return sum(self._environment.write(put, part) for part in parts)
 
+    def erase(self, user_ids: Tensor, until: Tensor) -> int:
+        """Remove what erasures cover: states of int64 `[n]` users, of every model version, that have read no further
+        than int64 `[n]` moments, and damaged ones. Returns how many there were."""
+        users = check_tensor("erase", "user_ids", user_ids, torch.int64, (None,))
+        times = check_tensor("erase", "until", until, torch.int64, (len(users),))
+
+        def delete(txn: Any, begin: int) -> int:
+            cursor, covered = txn.cursor(), []
+            for key, time in zip(keys[begin : begin + self._batch], times[begin : begin + self._batch], strict=True):
+                more = cursor.set_range(key[:8])
+                while more and bytes(cursor.key()[:8]) == key[:8]:
+                    if not self._is_later(bytes(cursor.key()), cursor.value(), int(time)):
+                        covered.append(bytes(cursor.key()))
+                    more = cursor.next()
+            return sum(map(txn.delete, covered))
+
+        keys = self._keys(users)
+        return sum(self._environment.write(delete, begin) for begin in range(0, len(users), self._batch))
+
     def __len__(self) -> int:
         return self._environment.entries()
 
