@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from python_tests.delivery.test_message import FUZZ_SECONDS, spoil
 from python_tests.delivery.workers import SPEC, content, rows_of, summaries_of
 from vista_ext.delivery.snapshot import Snapshot, diff, export_snapshot, import_snapshot
+from vista_ext.delivery.snapshot import reader as reader_module
 from vista_ext.delivery.snapshot import writer as writer_module
 from vista_ext.delivery.snapshot.format import bucket_of, footer_crc32
 from vista_ext.store import LmdbStore, RecordError, StoreError, StoreSpec
@@ -45,7 +46,9 @@ def snapshot(store, tmp_path):
     return Snapshot(tmp_path / "snap")
 
 
-def test_a_store_comes_back(store, snapshot, target):
+@pytest.mark.parametrize("half_page", [0, 2048], ids=["by bucket", "merged"])
+def test_a_store_comes_back(store, snapshot, target, monkeypatch, half_page):
+    monkeypatch.setattr(reader_module, "HALF_PAGE", half_page)
     assert snapshot.spec == store.spec and len(snapshot) == len(store)
     assert import_snapshot(snapshot, target) == len(store)
     assert content(target) == content(store)
@@ -127,6 +130,36 @@ def test_batches_are_what_a_store_commits(tmp_path):
     export_snapshot([summaries_of(range(200), 1, 0, wide)], tmp_path / "snap", wide, buckets=1)
     sizes = [len(batch) for batch in Snapshot(tmp_path / "snap").read()]
     assert sum(sizes) == 200 and max(sizes) * wide.row_bytes <= 32 << 20
+
+
+@pytest.mark.parametrize("merged", [1, 3, 16])
+def test_merged_is_in_the_order_of_the_keys(store, snapshot, monkeypatch, merged):
+    """Of so many of the four buckets at a time; user 5001 has two versions."""
+    monkeypatch.setattr(reader_module, "MERGED", merged)
+    for most in (1, 7, 2**20):
+        monkeypatch.setattr(reader_module, "BATCH_RECORDS", most)
+        for first, last in ((None, None), (1, 5100), (4, 4)):
+            batches = list(snapshot.read_merged(first, last))
+            read = [user for batch in batches for user in batch.user_ids.tolist()]
+            expected = [batch.user_ids for batch in snapshot.read(first, last)]
+            assert sorted(read) == sorted(torch.cat(expected).tolist() if expected else [])
+            if merged >= 4:
+                assert read == sorted(read) and max(map(len, batches), default=0) <= max(4 * most, 4)
+            for batch in batches:
+                assert torch.equal(batch.rows, rows_of(batch.user_ids, batch.event_times))
+    versions = [v for b in batches for u, v in zip(b.user_ids.tolist(), b.versions.tolist(), strict=True) if u == 5001]
+    assert versions == sorted(versions)
+
+
+def test_what_is_not_in_order_is_not_lost(tmp_path, target, monkeypatch):
+    """By another writer, which does not sort."""
+    monkeypatch.setattr(writer_module._Part, "_check_order", lambda *_: None)
+    monkeypatch.setattr(writer_module, "GROUP_BYTES", 5 * SPEC.row_bytes)
+    monkeypatch.setattr(reader_module, "BATCH_RECORDS", 1)
+    users = random.Random(0).sample(range(1000), 200)
+    export_snapshot([summaries_of(users, 7)], tmp_path / "snap", SPEC, buckets=4)
+    assert import_snapshot(Snapshot(tmp_path / "snap"), target) == 200 == len(target)
+    assert {user for user, _ in content(target)} == set(users)
 
 
 def test_bad_arguments(store, snapshot, tmp_path):

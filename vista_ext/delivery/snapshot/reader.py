@@ -30,6 +30,9 @@ from vista_ext.store import Erasures, RecordError, StoreError, StoreSpec, Summar
 from vista_ext.store.checks import check_integer
 from vista_ext.store.lmdb import BATCH_BYTES, BATCH_RECORDS
 
+MERGED = 16  # buckets that are read beside each other
+HALF_PAGE = 2048  # an embedded store gives larger records pages of their own, wherever their neighbours are
+
 
 def import_snapshot(
     snapshot: Snapshot,
@@ -39,7 +42,8 @@ def import_snapshot(
     *,
     on_batch: Callable[[int], None] = lambda summaries: None,
 ) -> int:
-    """Merge a snapshot into a store: newest event time wins, and who is erased there is erased here.
+    """Merge a snapshot into a store: newest event time wins, and who is erased there is erased here. Small rows are
+    written in the order of the keys, so that what is committed together shares pages of the store.
 
     Args:
         first, last: only users from `first` to `last`, both included.
@@ -51,7 +55,8 @@ def import_snapshot(
     erased = snapshot.erasures(first, last)
     store.erase(erased.user_ids, erased.until)
     written = 0
-    for batch in snapshot.read(first, last):
+    read = snapshot.read_merged if snapshot.spec.row_bytes < HALF_PAGE else snapshot.read
+    for batch in read(first, last):
         written += store.add(batch)
         on_batch(len(batch))
     return written
@@ -108,8 +113,17 @@ class Snapshot:
             StoreError: a file is damaged; RecordError, which is one, if it is a record.
         """
         low, high = _range(first, last)
+        most = max(1, min(BATCH_RECORDS, BATCH_BYTES // self.spec.row_bytes))  # what a store commits together
         for file in self.files:
-            yield from _summaries(self.path, file, self.spec, low, high)
+            yield from _summaries(self.path, file, self.spec, low, high, most)
+
+    def read_merged(self, first: int | None = None, last: int | None = None) -> Iterator[Summaries]:
+        """As `read`, by ascending user id over `MERGED` buckets at a time, of each of which it holds a row group."""
+        low, high = _range(first, last)
+        most = min(4 * BATCH_RECORDS, BATCH_BYTES // self.spec.row_bytes)  # some commits of a store
+        for begin in range(0, len(self.files), MERGED):
+            files = self.files[begin : begin + MERGED]
+            yield from _merged([_summaries(self.path, file, self.spec, low, high, 1) for file in files], most)
 
     def erasures(self, first: int | None = None, last: int | None = None) -> Erasures:
         """Who is erased, by ascending user id; arguments and errors as of `read`. All of them are held at once, 16
@@ -171,14 +185,14 @@ def _open(folder: Path, file: PartFile) -> Iterator[Any]:
         raise StoreError(f"{where}: {error}") from error
 
 
-def _summaries(folder: Path, file: PartFile, spec: StoreSpec, first: int, last: int) -> Iterator[Summaries]:
-    """The summaries of users from `first` to `last`, as many at a time as a store commits together."""
-    most = max(1, min(BATCH_RECORDS, BATCH_BYTES // spec.row_bytes))
+def _summaries(folder: Path, file: PartFile, spec: StoreSpec, first: int, last: int, most: int) -> Iterator[Summaries]:
+    """The summaries of users from `first` to `last`, at most `most` at a time, or a row group."""
     crc, seen = 0, 0
     with _open(folder, file) as opened:
         for groups in _batches(opened.metadata, first, last, most):
             table = opened.read_row_groups(groups)
             keys, rows = _keys(table), _rows(table, spec)
+            del table  # as large as the rows, and many files may be read beside each other
             crc, seen = zlib.crc32(keys, crc), seen + len(keys)
             found = as_summaries(keys, rows)
             _check_records(spec, found, keys)
@@ -186,6 +200,45 @@ def _summaries(folder: Path, file: PartFile, spec: StoreSpec, first: int, last: 
             yield found if inside.all() else as_summaries(keys[inside], rows[inside])
     if seen == file.rows:
         _check_keys(folder, file, crc)
+
+
+def _merged(streams: list[Iterator[Summaries]], most: int) -> Iterator[Summaries]:
+    """The summaries of streams in which users ascend, so that they ascend over all; about `most` at a time. Of a stream
+    in which they do not, none is lost."""
+    sources = [filter(len, stream) for stream in streams]
+    heads = [(source, head) for source in sources if (head := next(source, None)) is not None]
+    while heads:
+        size = max(1, most // len(heads))
+        ends = [int(head.user_ids[:size][-1]) for _, head in heads]
+        least = min(range(len(ends)), key=ends.__getitem__)  # nobody up to its end is missing from the heads
+        cuts = [int(torch.searchsorted(head.user_ids, ends[least], right=True)) for _, head in heads]
+        cuts[least] = max(cuts[least], min(size, len(heads[least][1])))
+        found = [_columns(head, slice(cut)) for (_, head), cut in zip(heads, cuts, strict=True)]
+        users = np.concatenate([columns[0] for columns in found])
+        place = np.empty(len(users), dtype=np.int64)
+        place[np.argsort(users, kind="stable")] = np.arange(
+            len(users)
+        )  # a user is in one bucket, its versions in order
+        places = np.split(place, np.cumsum(cuts)[:-1])
+        yield Summaries(*(_placed(column, places) for column in zip(*found, strict=True)))
+        rest = [
+            (source, Summaries(*map(torch.from_numpy, _columns(head, slice(cut, None)))))
+            for (source, head), cut in zip(heads, cuts, strict=True)
+        ]
+        heads = [(source, left) for source, head in rest if (left := head if len(head) else next(source, None))]
+
+
+def _placed(parts: tuple[np.ndarray, ...], places: list[np.ndarray]) -> torch.Tensor:
+    """Parts of a column put together, each row in its place."""
+    out = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for part, place in zip(parts, places, strict=True):
+        out[place] = part
+    return torch.from_numpy(out)
+
+
+def _columns(summaries: Summaries, part: slice) -> list[np.ndarray]:
+    columns = (summaries.user_ids, summaries.rows, summaries.event_times, summaries.versions)
+    return [column.numpy()[part] for column in columns]
 
 
 def _all_keys(folder: Path, file: PartFile) -> np.ndarray:
