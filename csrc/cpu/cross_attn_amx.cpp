@@ -197,6 +197,7 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
         for (int64_t r = 0; r < pad32(rows); r += 2)
           for (int64_t j = 0; j < filled; j += kLanes) {
             vf weight[2], pull[2];
+#pragma GCC unroll 2
             for (int64_t i = 0; i < 2; ++i) {
               const int64_t at = (block.begin + r + i) * p.q_heads + head, place = (r + i) * kShortKeys + j;
               const bool inside = r + i < rows;
