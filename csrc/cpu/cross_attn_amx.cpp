@@ -143,10 +143,10 @@ struct ShortTiles {
   }
 };
 
-// The left operand of a sum over the queries, [pad(n), kQueryBlock], from rows [kQueryBlock, pad32(n)].
-inline void turn_queries(const uint16_t* rows, int64_t n, uint32_t* pairs, uint16_t* to) {
-  pair_rows(rows, kQueryBlock, n, pairs);
-  turn(pairs, kQueryBlock / 2, pad(n), to, kQueryBlock / 2);
+// The left operand of a sum over the queries, [pad(n), kQueryBlock], from rows [depth, pad32(n)].
+inline void turn_queries(const uint16_t* rows, int64_t depth, int64_t n, uint32_t* pairs, uint16_t* to) {
+  pair_rows(rows, depth, n, pairs);
+  turn(pairs, depth / 2, pad(n), to, kQueryBlock / 2);
 }
 
 // As cross_attn_backward_short. Gradients of keys and values are summed turned, so that of the probabilities only pairs
@@ -161,29 +161,29 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
     const KeyBlock& sequence = p.short_sequences[t / p.kv_heads];
     const int64_t kv_head = t % p.kv_heads, keys = sequence.end - sequence.begin, filled = pad32(keys);
     copy_rows(p.v, sequence.begin, p.kv_heads, kv_head, keys, p.e, filled, s.rows);
-    turn_keys(s.rows, filled, p.e, s.value_t, kShortKeys);
+    turn_keys(s.rows, filled, p.e, s.value_t, filled);
     copy_rows(p.k, sequence.begin, p.kv_heads, kv_head, keys, p.d, filled, s.rows);
-    turn_keys(s.rows, filled, p.d, s.key_t, kShortKeys);
+    turn_keys(s.rows, filled, p.d, s.key_t, filled);
     pair_rows(s.rows, filled, p.d, s.key);
-    std::memset(s.grad_key, 0, dp * kShortKeys * 4);
-    std::memset(s.grad_value, 0, ep * kShortKeys * 4);
+    std::memset(s.grad_key, 0, dp * filled * 4);
+    std::memset(s.grad_value, 0, ep * filled * 4);
     for (int64_t reader = sequence.first_reader; reader < sequence.end_reader; ++reader) {
       const QueryBlock& block = p.query_blocks[p.readers[reader]];
-      const int64_t rows = block.end - block.begin;
+      const int64_t rows = block.end - block.begin, depth = pad32(rows);
       for (int64_t head = kv_head * share; head < (kv_head + 1) * share; ++head) {
-        copy_rows(p.q, block.begin, p.q_heads, head, rows, p.d, kQueryBlock, s.query);
-        copy_rows(p.grad_out, block.begin, p.q_heads, head, rows, p.e, kQueryBlock, s.grad);
+        copy_rows(p.q, block.begin, p.q_heads, head, rows, p.d, depth, s.query);
+        copy_rows(p.grad_out, block.begin, p.q_heads, head, rows, p.e, depth, s.grad);
         if (p.self_k != nullptr) {
           load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, rest.query);
           load_rows(p.dtype, p.grad_out, block.begin, p.q_heads, head, rows, p.e, rest.grad);
         }
-        tiled_product(pad(rows), filled, dq, s.query, dq, s.key_t, kShortKeys, s.scores, kShortKeys, false);
-        tiled_product(pad(rows), filled, eq, s.grad, eq, s.value_t, kShortKeys, s.grad_scores, kShortKeys, false);
+        tiled_product(pad(rows), filled, dq, s.query, dq, s.key_t, filled, s.scores, filled, false);
+        tiled_product(pad(rows), filled, eq, s.grad, eq, s.value_t, filled, s.grad_scores, filled, false);
         written(s.scores);
         float total[kQueryBlock] = {}, mean[kQueryBlock] = {};
         for (int64_t r = 0; r < rows; ++r) {
           const float lse = p.lse[(block.begin + r) * p.q_heads + head];
-          float *prob = s.scores + r * kShortKeys, *grad = s.grad_scores + r * kShortKeys;
+          float *prob = s.scores + r * filled, *grad = s.grad_scores + r * filled;
           vf sum{}, weighted{};
           for (int64_t j = 0; j < filled; j += kLanes) {
             const vf weight = first_lanes(exp_v(p.scale * load(prob + j) - lse), keys - j);
@@ -194,32 +194,30 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
           total[r] = sum_lanes(sum), mean[r] = sum_lanes(weighted);
         }
         finish_sums(rest, p, block, head, total, mean);
-        for (int64_t r = 0; r < pad32(rows); r += 2)
+        for (int64_t r = 0; r < depth; r += 2)
           for (int64_t j = 0; j < filled; j += kLanes) {
             vf weight[2], pull[2];
 #pragma GCC unroll 2
             for (int64_t i = 0; i < 2; ++i) {
-              const int64_t at = (block.begin + r + i) * p.q_heads + head, place = (r + i) * kShortKeys + j;
+              const int64_t at = (block.begin + r + i) * p.q_heads + head, place = (r + i) * filled + j;
               const bool inside = r + i < rows;
               weight[i] = inside ? p.norm[at] * load(s.scores + place) : vf{};
               pull[i] = inside ? p.scale * weight[i] * (load(s.grad_scores + place) - p.delta[at]) : vf{};
               _mm256_storeu_si256(reinterpret_cast<__m256i*>(s.pulls + place),
                                   (__m256i)_mm512_cvtneps_pbh((__m512)pull[i]));
             }
-            const int64_t pair = r / 2 * kShortKeys + j;
+            const int64_t pair = r / 2 * filled + j;
             _mm512_storeu_si512(s.weight_pairs + pair, pairs_of((__m512)weight[0], (__m512)weight[1]));
             _mm512_storeu_si512(s.pull_pairs + pair, pairs_of((__m512)pull[0], (__m512)pull[1]));
           }
-        tiled_product(pad(rows), dp, filled, s.pulls, kShortKeys, s.key, dp, rest.sum_d, dp, false);
+        tiled_product(pad(rows), dp, filled, s.pulls, filled, s.key, dp, rest.sum_d, dp, false);
         written(rest.sum_d);
         own_gradients(rest, p, block, head);
         store_rows(p.dtype, p.grad_q, block.begin, p.q_heads, head, rows, p.d, rest.sum_d);
-        turn_queries(s.query, p.d, s.pairs, s.query_t);
-        tiled_product(dp, filled, pad32(rows), s.query_t, kQueryBlock, s.pull_pairs, kShortKeys, s.grad_key, kShortKeys,
-                      true);
-        turn_queries(s.grad, p.e, s.pairs, s.grad_t);
-        tiled_product(ep, filled, pad32(rows), s.grad_t, kQueryBlock, s.weight_pairs, kShortKeys, s.grad_value,
-                      kShortKeys, true);
+        turn_queries(s.query, depth, p.d, s.pairs, s.query_t);
+        tiled_product(dp, filled, depth, s.query_t, kQueryBlock, s.pull_pairs, filled, s.grad_key, filled, true);
+        turn_queries(s.grad, depth, p.e, s.pairs, s.grad_t);
+        tiled_product(ep, filled, depth, s.grad_t, kQueryBlock, s.weight_pairs, filled, s.grad_value, filled, true);
       }
     }
     written(s.grad_key);
@@ -227,10 +225,10 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
       const int64_t count = keys - from < kKeyBlock ? keys - from : kKeyBlock;
       for (int64_t r = 0; r < count; r += 16) {
         for (int64_t j = 0; j < dp; j += 16)
-          transpose_words(reinterpret_cast<const uint32_t*>(s.grad_key) + j * kShortKeys + from + r, kShortKeys,
+          transpose_words(reinterpret_cast<const uint32_t*>(s.grad_key) + j * filled + from + r, filled,
                           reinterpret_cast<uint32_t*>(rest.sum_d) + r * dp + j, dp);
         for (int64_t j = 0; j < ep; j += 16)
-          transpose_words(reinterpret_cast<const uint32_t*>(s.grad_value) + j * kShortKeys + from + r, kShortKeys,
+          transpose_words(reinterpret_cast<const uint32_t*>(s.grad_value) + j * filled + from + r, filled,
                           reinterpret_cast<uint32_t*>(rest.sum_e) + r * ep + j, ep);
       }
       store_rows(p.dtype, p.grad_k, sequence.begin + from, p.kv_heads, kv_head, count, p.d, rest.sum_d);
