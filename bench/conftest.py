@@ -144,13 +144,27 @@ def _measure(case: Case, config: pytest.Config, clock: cuda_timing.Clock, bandwi
 
 
 def _compare(case: Case, benchmark: Any, config: pytest.Config) -> None:
-    def by_benchmark(ours: Callable[[], Any], before: Callable[[], None], rounds: int) -> Sequence[float]:
-        benchmark.pedantic(ours, setup=before, rounds=rounds)
-        return () if benchmark.stats is None else benchmark.stats.stats.data  # none with --benchmark-disable
-
     benchmark.group = case.op
     rounds = cpu_timing.QUICK_ROUNDS if config.getoption("--quick") else None
-    benchmark.extra_info.update(cpu_timing.measure(case, config.stash[FLOORS], rounds=rounds, by=by_benchmark))
+    row = cpu_timing.measure(case, config.stash[FLOORS], rounds=rounds, by=rounds_by(benchmark))
+    benchmark.extra_info.update(row)
+
+
+def rounds_by(benchmark: Any) -> cpu_timing.Rounds:
+    """Rounds timed by pytest-benchmark. It would hold a round's results in the next one, whose own then took memory
+    that no call has warmed: gigabytes of a long history."""
+
+    def take_turns(ours: Callable[[], Any], before: Callable[[], None], rounds: int) -> Sequence[float]:
+        results: list[Any] = []
+
+        def setup() -> None:
+            results.clear()
+            before()
+
+        benchmark.pedantic(lambda: results.append(ours()), setup=setup, rounds=rounds)
+        return () if benchmark.stats is None else benchmark.stats.stats.data  # none with --benchmark-disable
+
+    return take_turns
 
 
 @pytest.hookimpl(optionalhook=True)

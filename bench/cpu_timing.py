@@ -127,7 +127,7 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of glibc's malloc.h
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # however much is freed: a long history's results are some GB
         mallopt(mmap_max, 0)
 
 

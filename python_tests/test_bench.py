@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import baseline, page, results
+from bench.conftest import rounds_by
 from python_tests.needs import program
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +58,38 @@ def test_smoke_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(baseline, "MAX_OTHERS", float("inf"))
     assert baseline.main([str(run), "--baseline", str(folder)]) == 0
     assert "0 lost" in capsys.readouterr().out
+
+
+def test_a_round_starts_without_the_results_of_the_last(benchmark):
+    class Result:
+        alive = 0
+
+        def __init__(self):
+            Result.alive += 1
+
+        def __del__(self):
+            Result.alive -= 1
+
+    found = []
+    rounds_by(benchmark)(Result, lambda: found.append(Result.alive), 4)
+    assert found and not any(found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_freed_memory_stays_however_much_it_is():
+    code = """
+import ctypes
+from bench.cpu_timing import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes, libc.malloc.argtypes = [ctypes.c_void_p], [ctypes.c_size_t]
+keep_freed_memory()
+libc.free(libc.malloc(5 << 29))  # 2.5 GiB, never touched
+end = libc.sbrk(0)
+libc.free(libc.malloc(5 << 29))
+assert end == libc.sbrk(0)
+libc.malloc_trim(0)
+print(end - libc.sbrk(0) >> 29)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "5\n"

@@ -10,11 +10,6 @@ namespace VISTA_ISA {
 constexpr float kMaxHalf = 65504.f;
 constexpr float kMaxE4M3 = 448.f;
 
-inline void write_half(uint8_t* at, float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  std::memcpy(at, &half, 2);
-}
-
 inline float read_half(const uint8_t* at) {
   _Float16 half;
   std::memcpy(&half, at, 2);
@@ -34,14 +29,19 @@ inline vf load_part(const float* from, int64_t n, float rest) {
   return part;
 }
 
-struct Extent {
-  float low, high;  // zeros have no sign: the bytes must not depend on which of the group's zeros came first
-  float most;       // the largest magnitude; not finite if one of the values is not
+// Of as many groups as are quantized at a time: one by one, each of these would be waited for.
+struct Groups {
+  float most[kQuantizeGroups];  // the largest magnitude; not finite if one of the values is not
+  float low[kQuantizeGroups], high[kQuantizeGroups];
+  float scale[kQuantizeGroups], bias[kQuantizeGroups];  // as stored; a scale of zero where all codes are zero
+  float inverse[kQuantizeGroups];                       // of the scale
+  uint8_t stored_scale[2 * kQuantizeGroups], stored_bias[2 * kQuantizeGroups];
 };
 
-template <bool kEnds>
-inline Extent extent(const float* x, int64_t n) {
-  vf low = splat(x[0]), high = low, most{};
+// `x`: n values of the dtype, which are kept as floats where they are not.
+template <bool kEnds, DType kDType>
+inline void measure(const char* x, int64_t n, float* kept, Groups& groups, int64_t g) {
+  vf low = splat(__builtin_inff()), high = -low, most{};
   const auto take = [&](vf value) {
     // As integers magnitudes compare as they do as numbers, and those that are not finite are the largest.
     const vi magnitude = reinterpret_cast<vi>(value) & 0x7fffffff;
@@ -50,53 +50,73 @@ inline Extent extent(const float* x, int64_t n) {
     if (kEnds) low = min_v(value, low), high = max_v(value, high);
   };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) take(load(x + i));
-  if (i < n) take(load_part(x + i, n - i, x[0]));
+#pragma GCC unroll 4
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf values = read<kDType>(x + i * value_bytes(kDType));
+    if (kDType != DType::kFloat) store(kept + i, values);
+    take(values);
+  }
+  if (i < n) {
+    if (kDType != DType::kFloat) load_row(kDType, x, i, kept + i, n - i, n - i);
+    const float* rest = kDType == DType::kFloat ? reinterpret_cast<const float*>(x) + i : kept + i;
+    take(load_part(rest, n - i, rest[0]));
+  }
   const auto larger = [](vf a, vf b) {
     const vi one = reinterpret_cast<vi>(a), other = reinterpret_cast<vi>(b);
     return reinterpret_cast<vf>(one > other ? one : other);
   };
-  Extent all{0.f, 0.f, fold(most, larger)};
-  if (kEnds) all.low = fold(low, min_v) + 0.f, all.high = fold(high, max_v) + 0.f;
-  return all;
+  groups.most[g] = fold(most, larger);
+  // Zeros lose their sign: the bytes must not depend on which of the group's zeros came first.
+  if (kEnds) groups.low[g] = fold(low, min_v) + 0.f, groups.high[g] = fold(high, max_v) + 0.f;
 }
 
-struct Scale {
-  float scale, bias;  // as stored; a scale of zero where all codes are zero
-};
-
 template <RowScheme kScheme>
-inline Scale write_scale(const float* x, int64_t n, uint8_t* scale_at, uint8_t* bias_at) {
-  const Extent of = extent<kScheme == RowScheme::kInt4>(x, n);
-  bool usable = of.most < __builtin_inff();
-  float scale = 0.f, bias = 0.f;
-  if (kScheme == RowScheme::kInt8) scale = of.most / 127.f;
-  if (kScheme == RowScheme::kFp8E4M3) scale = of.most / kMaxE4M3;
-  if (kScheme == RowScheme::kInt4) {
-    scale = (of.high - of.low) / 15.f;
-    usable = usable && of.most <= kMaxHalf;
-    write_half(bias_at, usable ? of.low : 0.f);
-    bias = read_half(bias_at);
+inline void choose_scales(Groups& of) {
+  for (int64_t g = 0; g < kQuantizeGroups; g += kLanes) {
+    const vf most = load(of.most + g);
+    const float largest = kScheme == RowScheme::kInt4 ? kMaxHalf : __FLT_MAX__;
+    vf scale = most / (kScheme == RowScheme::kInt8 ? 127.f : kMaxE4M3);
+    if (kScheme == RowScheme::kInt4) scale = (load(of.high + g) - load(of.low + g)) / 15.f;
+    // A group that cannot be represented gets a NaN scale and reads back as NaN, visibly: nothing waits for a check.
+    const vi usable = (most <= largest) & (scale <= kMaxHalf);
+    put_half(of.stored_scale + 2 * g, usable ? scale : splat(__builtin_nanf("")), false);
+    scale = usable ? halves(of.stored_scale + 2 * g) : vf{};
+    store(of.scale + g, scale);
+    store(of.inverse + g, 1.f / scale);
+    if (kScheme != RowScheme::kInt4) continue;
+    put_half(of.stored_bias + 2 * g, most <= kMaxHalf ? load(of.low + g) : vf{}, false);
+    store(of.bias + g, halves(of.stored_bias + 2 * g));
   }
-  // A group that cannot be represented gets a NaN scale: it reads back as NaN, visibly, and nothing waits for a check.
-  usable = usable && scale <= kMaxHalf;
-  write_half(scale_at, usable ? scale : __builtin_nanf(""));
-  return {usable ? read_half(scale_at) : 0.f, bias};
 }
 
-template <RowScheme kScheme>
-inline void write_group(const float* x, int64_t n, Scale by, uint8_t* payload) {
-  if (!(by.scale > 0.f)) return std::memset(payload, 0, payload_bytes(kScheme, n)), void();
-  const vf unit = splat(by.scale), inverse = splat(1.f / by.scale), start = splat(by.bias);
-  const auto quotients = [&](vf value) {
-    return divide(kScheme == RowScheme::kInt4 ? value - start : value, unit, inverse);
+// `next`: what to ask the memory for meanwhile, as many values of `kBytes` each.
+template <RowScheme kScheme, int64_t kBytes>
+inline void write_group(const float* x, int64_t n, const Groups& groups, int64_t g, const char* next, uint8_t* payload,
+                        bool past) {
+  if (!(groups.scale[g] > 0.f)) return std::memset(payload, 0, payload_bytes(kScheme, n)), void();
+  const vf unit = splat(groups.scale[g]), inverse = splat(groups.inverse[g]);
+  const vf start = kScheme == RowScheme::kInt4 ? splat(groups.bias[g]) : vf{};
+  const auto write = [&](const float* from, uint8_t* to, bool past_caches) {
+    vf quotients[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const vf value = load(from + i * kLanes);
+      quotients[i] = divide(kScheme == RowScheme::kInt4 ? value - start : value, unit, inverse);
+      if (kScheme == RowScheme::kFp8E4M3) quotients[i] = with_sign_of(value, quotients[i]);  // zeros have one there
+    }
+    write_codes<kScheme>(to, quotients, past_caches);
   };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    write_codes<kScheme>(payload + payload_bytes(kScheme, i), quotients(load(x + i)));
+  for (; i + kQuad <= n; i += kQuad) {
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < kQuad * kBytes; line += kLine) prefetch(next + i * kBytes + line);
+    write(x + i, payload + payload_bytes(kScheme, i), past);
+  }
   if (i < n) {
-    uint8_t codes[kLanes];
-    write_codes<kScheme>(codes, quotients(load_part(x + i, n - i, 0.f)));
+    float rest[kQuad] = {};
+    uint8_t codes[kQuad];
+    std::memcpy(rest, x + i, (n - i) * 4);
+    write(rest, codes, false);
     std::memcpy(payload + payload_bytes(kScheme, i), codes, payload_bytes(kScheme, n - i));
   }
 }
@@ -119,41 +139,38 @@ inline void dequantize_group(const uint8_t* payload, float scale, float bias, in
   }
 }
 
-template <RowScheme kScheme>
+template <RowScheme kScheme, DType kDType>
 void quantize(const RowsParams& p, int64_t begin, int64_t end, float* scratch) {
   const RowLayout& layout = p.layout;
   const int64_t used = layout.biases_offset + (kScheme == RowScheme::kInt4 ? 2 * layout.groups() : 0);
   const int64_t payload = payload_bytes(kScheme, layout.tokens * layout.dim);
-  uint8_t* codes = reinterpret_cast<uint8_t*>(scratch + kQuantizeGroups * layout.group);
+  constexpr int64_t kBytes = value_bytes(kDType);
+  Groups measured{};  // of the last groups in part
   for (int64_t user = begin; user < end; ++user) {
     uint8_t* row = p.rows + user * layout.row_bytes;
     std::memset(row + payload, 0, layout.scales_offset - payload);
     std::memset(row + used, 0, layout.row_bytes - used);
-    // Several groups at a time: the scales of all, then the codes of all. One by one each scale is waited for.
     for (int64_t first = 0; first < layout.groups(); first += kQuantizeGroups) {
       const int64_t left = layout.groups() - first, groups = left < kQuantizeGroups ? left : kQuantizeGroups;
       const int64_t at = user * layout.tokens * layout.dim + first * layout.group, values = groups * layout.group;
-      const char* next = static_cast<const char*>(p.x) + (at + 2 * values) * value_bytes(p.dtype);
-      const float* x = static_cast<const float*>(p.x) + at;
-      if (p.dtype != DType::kFloat) {
-        load_row(p.dtype, p.x, at, scratch, values, values);
-        x = scratch;
-      }
-      Scale scales[kQuantizeGroups];
+      const int64_t bytes = values * kBytes;
+      // The batch after this one comes while codes are computed; the pages of the one after that are looked up first.
+      const char* from = static_cast<const char*>(p.x) + at * kBytes;
+      const char* next = from + bytes;
+      for (int64_t page = 0; page < bytes; page += kPage) prefetch(next + bytes + page);
       for (int64_t g = 0; g < groups; ++g)
-        scales[g] =
-            write_scale<kScheme>(x + g * layout.group, layout.group, row + layout.scales_offset + 2 * (first + g),
-                                 row + layout.biases_offset + 2 * (first + g));
+        measure<kScheme == RowScheme::kInt4, kDType>(from + g * layout.group * kBytes, layout.group,
+                                                     scratch + g * layout.group, measured, g);
+      const float* x = kDType == DType::kFloat ? reinterpret_cast<const float*>(from) : scratch;
+      choose_scales<kScheme>(measured);
+      std::memcpy(row + layout.scales_offset + 2 * first, measured.stored_scale, 2 * groups);
+      if (kScheme == RowScheme::kInt4)
+        std::memcpy(row + layout.biases_offset + 2 * first, measured.stored_bias, 2 * groups);
       uint8_t* to = row + payload_bytes(kScheme, first * layout.group);
-      const int64_t bytes = payload_bytes(kScheme, values);
-      const bool past = p.stream && can_stream(to, bytes);
-      for (int64_t g = 0; g < groups; ++g) {
-        prefetch(next + g * layout.group * value_bytes(p.dtype), layout.group * value_bytes(p.dtype));
-        write_group<kScheme>(x + g * layout.group, layout.group, scales[g],
-                             (past ? codes : to) + payload_bytes(kScheme, g * layout.group));
-      }
-      for (int64_t i = 0; past && i < bytes; i += 4 * kLanes)
-        stream(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(codes + i)));
+      const bool past = p.stream && layout.group % kQuad == 0 && can_stream(to, payload_bytes(kScheme, values));
+      for (int64_t g = 0; g < groups; ++g)
+        write_group<kScheme, kBytes>(x + g * layout.group, layout.group, measured, g, next + g * layout.group * kBytes,
+                                     to + payload_bytes(kScheme, g * layout.group), past);
     }
   }
   drain();
@@ -177,7 +194,8 @@ void dequantize(const RowsParams& p, int64_t begin, int64_t end) {
     const bool more = user + 1 < end && p.slots[user + 1] >= 0;
     const uint8_t* next = more ? p.cache + p.slots[user + 1] * layout.row_bytes : nullptr;
     for (int64_t token = 0; token < layout.tokens; ++token) {
-      if (next != nullptr) prefetch(next + token * token_payload, token_payload);
+      for (int64_t line = 0; next != nullptr && line < token_payload; line += kLine)
+        prefetch(next + token * token_payload + line);
       for (int64_t g = 0; g < groups; ++g, to += group_bytes) {
         const int64_t group = token * groups + g;
         const float scale = read_half(row + layout.scales_offset + 2 * group);
@@ -188,6 +206,15 @@ void dequantize(const RowsParams& p, int64_t begin, int64_t end) {
     }
   }
   drain();
+}
+
+template <RowScheme kScheme>
+void quantize(const RowsParams& p, int64_t begin, int64_t end, float* scratch) {
+  switch (p.dtype) {
+    case DType::kFloat: return quantize<kScheme, DType::kFloat>(p, begin, end, scratch);
+    case DType::kBFloat16: return quantize<kScheme, DType::kBFloat16>(p, begin, end, scratch);
+    case DType::kHalf: return quantize<kScheme, DType::kHalf>(p, begin, end, scratch);
+  }
 }
 
 void quantize_users(const RowsParams& p, int64_t begin, int64_t end, float* scratch) {

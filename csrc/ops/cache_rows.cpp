@@ -30,7 +30,7 @@ struct Cpu {
     params.x = x.const_data_ptr();
     params.rows = static_cast<uint8_t*>(rows.mutable_data_ptr());
     params.stream = rows.numel() >= kStreamBytes;
-    run_tasks(x.size(0), 2 * cpu::kQuantizeGroups * layout.group, [&](int64_t begin, int64_t end, float* scratch) {
+    run_tasks(x.size(0), cpu::kQuantizeGroups * layout.group, [&](int64_t begin, int64_t end, float* scratch) {
       cpu::cache_rows_kernels().quantize(params, begin, end, scratch);
     });
   }

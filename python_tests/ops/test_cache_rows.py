@@ -28,6 +28,20 @@ def test_bytes_are_the_documented_ones(device, scheme, group):
     assert np.array_equal(rows.cpu().numpy(), reference_rows(x.cpu().numpy(), scheme, group))
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8_e4m3"])
+@pytest.mark.parametrize("dim", [16, 24, 68, 200])
+def test_groups_of_ugly_sizes_and_quotients_beside_a_tie(device, scheme, dim):
+    generator = torch.Generator().manual_seed(dim)
+    scale = (torch.rand(40, 19, 1, generator=generator) / 16).half().float()
+    # Halves of a scale, and the nearest floats on either side; the first value makes the scale what it is.
+    ties = scale * (torch.randint(-126, 127, (40, 19, dim), generator=generator) + 0.5)
+    x = ties.view(torch.int32) + torch.randint(-2, 3, ties.shape, generator=generator, dtype=torch.int32)
+    x = x.view(torch.float32)
+    x[..., :1] = scale * (448 if scheme == "fp8_e4m3" else 127)
+    rows = ops.quantize_rows(x.to(device), scheme=scheme, group=dim)
+    assert np.array_equal(rows.cpu().numpy(), reference_rows(x.numpy(), scheme, dim))
+
+
 @pytest.mark.parametrize(
     ("scheme", "tokens", "dim", "expected"),
     [("int8", 128, 256, 33024), ("int4", 128, 256, 18432), ("int8", 1, 16, 128)],

@@ -20,10 +20,10 @@ struct RowsParams {
   bool stream;           // the result is too large to be read from the caches: write past them
 };
 
-constexpr int64_t kQuantizeGroups = 8;  // taken at a time
+constexpr int64_t kQuantizeGroups = 16;  // taken at a time: a whole number of vectors in any instruction set
 
 struct CacheRowsKernels {
-  // scratch: 2 * kQuantizeGroups groups of floats, 64-byte aligned, one per thread
+  // scratch: kQuantizeGroups groups of floats, 64-byte aligned, one per thread
   void (*quantize)(const RowsParams&, int64_t begin, int64_t end, float* scratch);
   void (*dequantize)(const RowsParams&, int64_t begin, int64_t end);
 };
