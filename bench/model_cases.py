@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bench import costs
 from bench.cases import Case, Problem, differentiable
-from bench.torch_model import TorchVista, qla_layer
+from bench.torch_model import TorchVista, qla_layer, with_norms_of_torch
 from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models import PRESETS, Vista, VistaConfig
 from vista_ext.nn import QlaBlock
@@ -179,6 +179,10 @@ class _Layer(nn.Module):
 
 
 class _TorchLayer(_Layer):
+    def __init__(self, config: VistaConfig, events: int) -> None:
+        super().__init__(config, events)
+        with_norms_of_torch(self)
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.view(-1, self.events, x.shape[1])
         return qla_layer(self.block, rows, None, 1 / self.events, self.events).view(x.shape)

@@ -12,6 +12,7 @@ from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.embedding import ContextEmbedding, EventEmbedding, ItemEmbedding
 from vista_ext.models.encoders import Encoder, Events
+from vista_ext.nn import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Head(nn.Module):
         super().__init__()
         self.context = ContextEmbedding(schema, config.dim)
         widths = [3 * config.dim + self.context.width + extra, *config.mlp]
-        layers: list[nn.Module] = [nn.RMSNorm(widths[0], eps=1e-6)]
+        layers: list[nn.Module] = [RMSNorm(widths[0])]
         for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(config.dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))

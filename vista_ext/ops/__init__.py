@@ -6,6 +6,7 @@ from vista_ext.ops.cross_attn import jagged_cross_attn
 from vista_ext.ops.linear_silu import linear_silu
 from vista_ext.ops.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
+from vista_ext.ops.rms_norm import rms_norm
 from vista_ext.ops.sglu import sglu, sglu_has_kernel
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "qla_apply",
     "qla_state",
     "quantize_rows",
+    "rms_norm",
     "sglu",
     "sglu_has_kernel",
 ]
