@@ -43,29 +43,24 @@ char* mutable_row_at(Tensor& rows, int64_t row) {
   return static_cast<char*>(rows.mutable_data_ptr()) + row * rows.size(1) * rows.element_size();
 }
 
-std::tuple<Tensor, Tensor> weighted_rms_norm_cpu(Tensor x, Tensor weight, double norm_eps) {
+Tensor weighted_rms_norm_cpu(Tensor x, Tensor weight, double norm_eps) {
   check_weighted_rms_norm("weighted_rms_norm", x, weight, norm_eps);
   x = torch::stable::contiguous(x);
   weight = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   Tensor out = torch::stable::new_empty(x, x.sizes());
-  Tensor inverse = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Float);
-  float* factors = mutable_floats(inverse);
   torch::stable::parallel_for(0, x.size(0), kTaskRows, [&](int64_t begin, int64_t end) {
     cpu::rms_norm_kernels().forward(kernel_dtype(x.scalar_type()), end - begin, x.size(1), static_cast<float>(norm_eps),
-                                    row_at(x, begin), floats(weight), mutable_row_at(out, begin), factors + begin);
+                                    row_at(x, begin), floats(weight), mutable_row_at(out, begin));
   });
-  return {out, inverse};
+  return out;
 }
 
-std::tuple<Tensor, Tensor> weighted_rms_norm_backward_cpu(Tensor grad_out, Tensor x, Tensor weight, Tensor inverse) {
+std::tuple<Tensor, Tensor> weighted_rms_norm_backward_cpu(Tensor grad_out, Tensor x, Tensor weight, double norm_eps) {
   const char* op = "weighted_rms_norm_backward";
-  check_weighted_rms_norm(op, x, weight, 0);
+  check_weighted_rms_norm(op, x, weight, norm_eps);
   check_grad_like(op, "grad_out", grad_out, x);
-  check_device(op, "inverse", inverse, x);
-  check_dtype(op, "inverse", inverse, ScalarType::Float);
-  check(inverse.dim() == 1 && inverse.size(0) == x.size(0), op, "inverse must have shape [", x.size(0), "], found ",
-        shape_of(inverse));
-  for (Tensor* tensor : {&grad_out, &x, &inverse}) *tensor = torch::stable::contiguous(*tensor);
+  grad_out = torch::stable::contiguous(grad_out);
+  x = torch::stable::contiguous(x);
   const Tensor factors = torch::stable::contiguous(torch::stable::to(weight, ScalarType::Float));
   Tensor grad_x = torch::stable::new_empty(x, x.sizes());
   const int64_t rows = x.size(0), dim = x.size(1);
@@ -75,8 +70,8 @@ std::tuple<Tensor, Tensor> weighted_rms_norm_backward_cpu(Tensor grad_out, Tenso
   torch::stable::parallel_for(0, sums, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i * kSumRows, count = std::min(kSumRows, rows - begin);
-      cpu::rms_norm_kernels().backward(kernel_dtype(x.scalar_type()), count, dim, row_at(grad_out, begin),
-                                       row_at(x, begin), floats(factors), floats(inverse) + begin,
+      cpu::rms_norm_kernels().backward(kernel_dtype(x.scalar_type()), count, dim, static_cast<float>(norm_eps),
+                                       row_at(grad_out, begin), row_at(x, begin), floats(factors),
                                        mutable_row_at(grad_x, begin), parts.data() + i * dim);
     }
   });

@@ -62,10 +62,11 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
   // What the gradient of rows takes from the norm in front of projections, whose gradients are divided by it already
   m.def("rms_norm_backward(Tensor grad_rows, Tensor x, *, float norm_eps) -> Tensor grad_x");
-  // A norm with its weight; `inverse` is what the backward needs to know of each row
-  m.def("weighted_rms_norm(Tensor x, Tensor weight, *, float norm_eps) -> (Tensor out, Tensor inverse)");
+  // A norm with its weight
+  m.def("weighted_rms_norm(Tensor x, Tensor weight, *, float norm_eps) -> Tensor");
   m.def(
-      "weighted_rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor inverse) -> (Tensor grad_x, Tensor "
+      "weighted_rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, *, float norm_eps) -> (Tensor grad_x, "
+      "Tensor "
       "grad_weight)");
   // The first half of an MLP: silu(x weight^T + bias)
   m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");

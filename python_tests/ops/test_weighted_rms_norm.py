@@ -91,11 +91,9 @@ def test_compiled_it_is_torchs_for_the_compiler_to_fuse():
 
 def test_opcheck():
     x, weight, grad = make((5, 16), torch.float32)
-    _, inverse = torch.ops.vista.weighted_rms_norm(x, weight, norm_eps=1e-6)
-    ops_of = torch.ops.vista
-    torch.library.opcheck(ops_of.weighted_rms_norm.default, (x.requires_grad_(), weight), {"norm_eps": 1e-6})
-    torch.library.opcheck(ops_of.weighted_rms_norm_backward.default, (grad, x.detach(), weight, inverse))
-    assert not inverse.requires_grad
+    vista, options = torch.ops.vista, {"norm_eps": 1e-6}
+    torch.library.opcheck(vista.weighted_rms_norm_backward.default, (grad, x, weight), options)
+    torch.library.opcheck(vista.weighted_rms_norm.default, (x.requires_grad_(), weight.requires_grad_()), options)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +111,11 @@ def test_bad_input_is_named(spoil, message):
     arguments = {"x": torch.ones(3, 16), "weight": torch.ones(16), "norm_eps": 1e-6} | spoil
     with pytest.raises(RuntimeError, match=message):
         torch.ops.vista.weighted_rms_norm(**arguments)
-    rows, eps = torch.ones(3, 16), torch.ones(3)
-    for wrong, found in (
-        ((rows[:2], rows, rows[0], eps), r"grad_out must be like x, .*found \[2, 16\]"),
-        ((rows, rows, rows[0], eps[:2]), r"inverse must have shape \[3\], found \[2\]"),
-        ((rows, rows, rows[0], eps.double()), "inverse must be float32, found float64"),
-    ):
-        with pytest.raises(RuntimeError, match=found):
-            torch.ops.vista.weighted_rms_norm_backward(*wrong)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.vista.weighted_rms_norm_backward(torch.ones(3, 16), **arguments)
+
+
+def test_a_gradient_of_another_shape_is_named():
+    rows = torch.ones(3, 16)
+    with pytest.raises(RuntimeError, match=r"grad_out must be like x, .*found \[2, 16\]"):
+        torch.ops.vista.weighted_rms_norm_backward(rows[:2], rows, rows[0], norm_eps=1e-6)

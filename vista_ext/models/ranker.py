@@ -79,9 +79,15 @@ class Ranker(nn.Module):
         """Of the layers, and of all rows between them; embedding tables may have another."""
         return self.head.dtype
 
-    def embed(self, histories: Histories) -> Events:
-        """The histories' events as rows."""
-        whole = self.events(self.items(histories.items).to(self.dtype), histories)
+    def embed(self, histories: Histories, items: Tensor | None = None) -> Events:
+        """The histories' events as rows.
+
+        Args:
+            items: `[total, dim]`, the vectors of their items; looked up unless given.
+        """
+        if items is None:
+            items = self.items(histories.items).to(self.dtype)
+        whole = self.events(items, histories)
         return Events(self.dropout(whole), histories.seq_offsets, histories.max_seq_len, whole)
 
     def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
@@ -97,7 +103,10 @@ class Ranker(nn.Module):
         """
         histories.check()
         candidates.check(kv_index, histories.seq_offsets.shape[0] - 1)
-        rows = self.dropout(self.items(candidates.items).to(self.dtype))
-        encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
+        # One lookup: each makes a gradient as large as the table.
+        items = self.items(torch.cat([histories.items, candidates.items])).to(self.dtype)
+        of_events, of_candidates = items.split([histories.items.shape[0], candidates.items.shape[0]])
+        rows = self.dropout(of_candidates)
+        encoded = self.encoder(self.embed(histories, of_events), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]
         return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses, encoded.counts)

@@ -37,28 +37,27 @@ def rms_norm(x: Tensor, weight: Tensor, *, norm_eps: float) -> Tensor:
     ours = x.is_cpu and x.dtype in _DTYPES and weight.dtype == x.dtype and x.dim() > 0 and x.shape[-1] > 0
     if not ours or torch.compiler.is_compiling():
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, norm_eps)
-    out, _ = torch.ops.vista.weighted_rms_norm(x.reshape(-1, x.shape[-1]), weight, norm_eps=norm_eps)
+    out: Tensor = torch.ops.vista.weighted_rms_norm(x.reshape(-1, x.shape[-1]), weight, norm_eps=norm_eps)
     return out.view(x.shape)
 
 
 @register_fake("vista::weighted_rms_norm")
-def _(x: Tensor, weight: Tensor, *, norm_eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:1], dtype=torch.float32)
+def _(x: Tensor, weight: Tensor, *, norm_eps: float) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @register_fake("vista::weighted_rms_norm_backward")
-def _(grad_out: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad_out: Tensor, x: Tensor, weight: Tensor, *, norm_eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
-    _, inverse = output
-    ctx.mark_non_differentiable(inverse)
-    ctx.save_for_backward(*inputs, inverse)
+    ctx.save_for_backward(*inputs)
+    ctx.options = keyword_only_inputs
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Any) -> Any:
-    return torch.ops.vista.weighted_rms_norm_backward(grad_out, *ctx.saved_tensors)
+def _backward(ctx: Any, grad_out: Tensor) -> Any:
+    return torch.ops.vista.weighted_rms_norm_backward(grad_out, *ctx.saved_tensors, **ctx.options)
 
 
 torch.library.register_autograd("vista::weighted_rms_norm", _backward, setup_context=_setup)

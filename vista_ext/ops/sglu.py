@@ -6,8 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vista_ext.ops._autograd import autocast, forbid_double_backward, register_fake
+from vista_ext.ops._autograd import (
+    autocast,
+    differentiates_on_cpu,
+    forbid_double_backward,
+    no_rows,
+    register_fake,
+)
+from vista_ext.ops.rms_norm import rms_norm
 
 # What the CUDA kernels are built for (csrc/include/vista/cuda/sglu.h).
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -27,8 +35,8 @@ def sglu(
 
     With `norm_eps`, y_i is x_i divided by its root mean square, `sqrt(mean(x_i^2) + norm_eps)`, else x_i; a norm's own
     weight belongs into the columns of `up` and `gate` (`up * norm.weight`). On a GPU the rows are read once, the result
-    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs. Under autocast it
-    computes in autocast's dtype, the residual included.
+    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs; on the CPU also what
+    torch's products keep. Under autocast it computes in autocast's dtype, the residual included.
 
     Args:
         x: `[total, dim]`, float32, bfloat16 or float16. On a GPU bfloat16 or float16, and dim a multiple of 8 from 16
@@ -44,8 +52,16 @@ def sglu(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    out: Tensor = torch.ops.vista.sglu(*autocast(x, up, gate, down), norm_eps=norm_eps, residual=residual)
-    return out
+    operands = autocast(x, up, gate, down)
+    if not differentiates_on_cpu(*operands):
+        out: Tensor = torch.ops.vista.sglu(*operands, norm_eps=norm_eps, residual=residual)
+        return out
+    x, up, gate, down = operands
+    with torch.no_grad():
+        torch.ops.vista.sglu(no_rows(x), up, gate, down, norm_eps=norm_eps, residual=residual)
+    y = x if norm_eps is None else rms_norm(x, x.new_ones(x.shape[1]), norm_eps=norm_eps)
+    out = functional.linear(functional.linear(y, up) * functional.linear(y, gate), down)
+    return x + out if residual else out
 
 
 def sglu_has_kernel(x: Tensor, up: Tensor) -> bool:

@@ -7,15 +7,14 @@
 
 namespace vista::cpu {
 
-// Rows are contiguous, weights and sums are float32.
+// Rows are contiguous, weights and sums are float32. With r_i = 1 / sqrt(mean of x_i^2 + eps):
 struct RmsNormKernels {
-  // inverse[i] = 1 / sqrt(mean of x_i^2 + eps), y_i = x_i * inverse[i] * weight
-  void (*forward)(DType dtype, int64_t rows, int64_t dim, float eps, const void* x, const float* weight, void* y,
-                  float* inverse);
-  // grad_x_i = inverse[i] * (t_i - x_i * inverse[i]^2 * <t_i, x_i> / dim) with t_i = grad_i * weight;
-  // grad_weight += grad_i * x_i * inverse[i]
-  void (*backward)(DType dtype, int64_t rows, int64_t dim, const void* grad, const void* x, const float* weight,
-                   const float* inverse, void* grad_x, float* grad_weight);
+  // y_i = x_i * r_i * weight
+  void (*forward)(DType dtype, int64_t rows, int64_t dim, float eps, const void* x, const float* weight, void* y);
+  // grad_x_i = r_i * (t_i - x_i * r_i^2 * <t_i, x_i> / dim) with t_i = grad_i * weight;
+  // grad_weight += grad_i * x_i * r_i
+  void (*backward)(DType dtype, int64_t rows, int64_t dim, float eps, const void* grad, const void* x,
+                   const float* weight, void* grad_x, float* grad_weight);
 };
 
 const RmsNormKernels& rms_norm_kernels();  // the best for this processor, chosen once
