@@ -41,10 +41,10 @@ def qla_layer(block: QlaBlock, x: Tensor, valid: Tensor | None, scale: Tensor | 
         scale: `[n, 1, 1, 1]`, or one number: 1 / sources.
     """
     y = block.norm(x)
-    k, v = _heads(block.key(y), block.heads), _heads(block.value(y), block.heads)
+    k, v = _heads(linear(y, block.key.weight), block.heads), _heads(linear(y, block.value.weight), block.heads)
     k = silu(k) if valid is None else silu(k) * valid[:, None, :, None]
     state = silu((k.transpose(2, 3) @ v) * scale)
-    q = silu(_heads(block.query(y[:, :queried]), block.heads))
+    q = silu(_heads(linear(y[:, :queried], block.query.weight), block.heads))
     attended = block.head_norm((q @ state).transpose(1, 2)).flatten(2)
     x = x[:, :queried] + linear(attended, block.out.weight)
     y, gate = block.sglu_norm(x), block.sglu

@@ -62,6 +62,9 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
   // What the gradient of rows takes from the norm in front of projections, whose gradients are divided by it already
   m.def("rms_norm_backward(Tensor grad_rows, Tensor x, *, float norm_eps) -> Tensor grad_x");
+  // Products of rows on a CPU: x weight^T + bias, or x weight + bias if transposed; and a^T b
+  m.def("row_product(Tensor x, Tensor weight, Tensor? bias=None, *, bool transposed=False) -> Tensor");
+  m.def("outer_product(Tensor a, Tensor b) -> Tensor");
   // A norm with its weight
   m.def("weighted_rms_norm(Tensor x, Tensor weight, *, float norm_eps) -> Tensor");
   m.def(

@@ -32,6 +32,8 @@ INPUTS = {
     "sglu": (MATRIX,) * 4,
     "sglu_backward": (MATRIX,) * 5,
     "rms_norm_backward": (MATRIX,) * 2,
+    "row_product": (MATRIX, MATRIX, MATRIX[0]),
+    "outer_product": (MATRIX, MATRIX),
     "weighted_rms_norm": (MATRIX, MATRIX[0]),
     "weighted_rms_norm_backward": (MATRIX, MATRIX, MATRIX[0]),
     "cache_gather": (BYTES, SLOTS, 2, 16),

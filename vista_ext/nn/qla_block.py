@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vista_ext import ops
+from vista_ext.nn.linear import Linear
 from vista_ext.nn.rms_norm import RMSNorm
 from vista_ext.nn.sglu import SGLU
 from vista_ext.ops.qla import Activation
@@ -55,11 +56,11 @@ class QlaBlock(nn.Module):
         self.state_activation: Activation = state_activation
         inner = heads * head_dim
         self.norm = RMSNorm(dim)
-        self.query = nn.Linear(dim, inner, bias=False)
-        self.key = nn.Linear(dim, inner, bias=False)
-        self.value = nn.Linear(dim, inner, bias=False)
+        self.query = Linear(dim, inner, bias=False)
+        self.key = Linear(dim, inner, bias=False)
+        self.value = Linear(dim, inner, bias=False)
         self.head_norm = RMSNorm(head_dim)
-        self.out = nn.Linear(inner, dim, bias=False)
+        self.out = Linear(inner, dim, bias=False)
         self.sglu_norm = RMSNorm(dim)
         self.sglu = SGLU(dim, hidden)
         self.dropout = nn.Dropout(dropout)

@@ -20,6 +20,7 @@ from vista_ext.ops._autograd import (
     no_rows,
     register_fake,
 )
+from vista_ext.ops.linear import linear
 
 
 def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return torch.ops.vista.linear_silu(*operands)
     with torch.no_grad():
         torch.ops.vista.linear_silu(no_rows(operands[0]), *operands[1:])
-    return functional.silu(functional.linear(*operands))
+    return functional.silu(linear(*operands))
 
 
 @register_fake("vista::linear_silu")

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vista_ext.ops._autograd import (
     autocast,
@@ -32,6 +31,7 @@ from vista_ext.ops._autograd import (
     register_fake,
     without_autocast,
 )
+from vista_ext.ops.linear import linear
 from vista_ext.ops.qla import Activation, qla_apply, qla_state
 from vista_ext.ops.rms_norm import rms_norm
 
@@ -72,7 +72,7 @@ def projected_qla_state(
         ends = seq_offsets.new_zeros(1)
         torch.ops.vista.projected_qla_state(no_rows(x), weight_k, weight_v, ends, 0, **options)
     y = _normalised(x, seq_offsets, norm_eps)
-    k, v = (functional.linear(y, weight).unflatten(1, (heads, -1)) for weight in (weight_k, weight_v))
+    k, v = (linear(y, weight).unflatten(1, (heads, -1)) for weight in (weight_k, weight_v))
     return qla_state(k, v, seq_offsets, max_seq_len, activation=activation)
 
 
@@ -112,7 +112,7 @@ def projected_qla_apply(
     with torch.no_grad():
         nobody = state[:0], attn_scale[:0], seq_offsets.new_zeros(1), 0
         torch.ops.vista.projected_qla_apply(no_rows(x), weight_q, *nobody, **options)
-    q = functional.linear(_normalised(x, seq_offsets, norm_eps), weight_q).unflatten(1, (state.shape[1], -1))
+    q = linear(_normalised(x, seq_offsets, norm_eps), weight_q).unflatten(1, (state.shape[1], -1))
     return qla_apply(
         q, state, attn_scale, seq_offsets, max_seq_len, activation=activation, state_activation=state_activation
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vista_ext.ops._autograd import (
     autocast,
@@ -15,6 +14,7 @@ from vista_ext.ops._autograd import (
     no_rows,
     register_fake,
 )
+from vista_ext.ops.linear import linear
 from vista_ext.ops.rms_norm import rms_norm
 
 # What the CUDA kernels are built for (csrc/include/vista/cuda/sglu.h).
@@ -60,7 +60,7 @@ def sglu(
     with torch.no_grad():
         torch.ops.vista.sglu(no_rows(x), up, gate, down, norm_eps=norm_eps, residual=residual)
     y = x if norm_eps is None else rms_norm(x, x.new_ones(x.shape[1]), norm_eps=norm_eps)
-    out = functional.linear(functional.linear(y, up) * functional.linear(y, gate), down)
+    out = linear(linear(y, up) * linear(y, gate), down)
     return x + out if residual else out
 
 
