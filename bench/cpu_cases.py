@@ -93,7 +93,9 @@ def _cases() -> list[Case]:
     cases.append(cached_cross_attn_case(256, 8, "int8", bf16, two_ops=True, **OURS))
     cases += [
         training_case("16 x 500", 16, 500, 16, SMALL, fp32),
+        training_case("16 x 500, ours compiled", 16, 500, 16, SMALL, fp32, compiled=True),
         layer_case("16 x 500", 16, 500, SMALL, fp32, True),
+        layer_case("16 x 500, ours compiled", 16, 500, SMALL, fp32, True, compiled=True),
         summarize_case("1 x 20000", 1, 20_000, SMALL, fp32, 8192),
         scoring_case("16 users x 100", 16, 100, SMALL, fp32),
     ]

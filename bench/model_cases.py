@@ -189,15 +189,29 @@ class _TorchLayer(_Layer):
 
 
 def layer_case(
-    shape: str, users: int, events: int, config: VistaConfig, dtype: torch.dtype, backward: bool, **options: Any
+    shape: str,
+    users: int,
+    events: int,
+    config: VistaConfig,
+    dtype: torch.dtype,
+    backward: bool,
+    *,
+    compiled: bool = False,
+    **options: Any,
 ) -> Case:
+    """A layer's rows and all gradients.
+
+    Args:
+        compiled: compile what of ours is not ops of ours.
+    """
+
     def make(device: str) -> Problem:
         torch.manual_seed(0)
         layer, in_torch = _Layer(config, events), _TorchLayer(config, events)
         in_torch.load_state_dict(layer.state_dict())
         x = torch.randn(users * events, config.dim, device=device)
         inputs = [p.detach().to(device, dtype).requires_grad_() for p in (x, *layer.parameters())]
-        composition = _of_parameters(in_torch, 1)
+        ours, composition = _of_parameters(layer, 1), _of_parameters(in_torch, 1)
 
         def exact() -> Sequence[Tensor]:
             parameters = [p.detach().double().requires_grad_() for p in inputs[1:]]
@@ -211,7 +225,7 @@ def layer_case(
 
         return Problem(
             inputs=tuple(inputs),
-            ours=_of_parameters(layer, 1),
+            ours=torch.compile(ours, dynamic=False, fullgraph=True) if compiled else ours,
             composition=composition,
             exact=exact,
             reference=lambda: [y.detach() for y in differentiable(composition, inputs, backward)],
