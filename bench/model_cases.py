@@ -124,7 +124,7 @@ def training_case(
             exact=exact,
             reference=lambda: values(differentiable(in_torch, inputs, True)),
             values=values,
-            foreign=lambda: _compiled(losses),
+            foreign=lambda: _compiled(losses) if device == "cpu" else {},
         )
 
     parts = costs.training_step(users, events, candidates, config, dtype.itemsize)
@@ -224,7 +224,7 @@ def layer_case(
             exact=exact,
             reference=lambda: [y.detach() for y in differentiable(composition, inputs, backward)],
             values=lambda result: [y.detach() for y in result],
-            foreign=lambda: _compiled(ours),
+            foreign=lambda: _compiled(ours) if device == "cpu" else {},
         )
 
     parts = costs.layer(users, events, config, dtype.itemsize, backward=backward)
