@@ -80,6 +80,10 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "sglu_backward(Tensor grad_out, Tensor x, Tensor up, Tensor gate, Tensor down, *, float? norm_eps=None, bool "
       "residual=False) -> (Tensor grad_x, Tensor grad_up_rows, Tensor grad_gate_rows, Tensor hidden)");
 
+  // Its gate on a CPU, where both products are one: [u, v] to u * v
+  m.def("gated_product(Tensor uv) -> Tensor");
+  m.def("gated_product_backward(Tensor grad_out, Tensor uv) -> Tensor grad_uv");
+
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)
   m.def("quantize_rows(Tensor x, *, str scheme='int8', int? group=None) -> Tensor");
   m.def(

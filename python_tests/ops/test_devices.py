@@ -32,6 +32,7 @@ INPUTS = {
     "sglu": (MATRIX,) * 4,
     "sglu_backward": (MATRIX,) * 5,
     "rms_norm_backward": (MATRIX,) * 2,
+    "gated_product_backward": (MATRIX[:, :8], MATRIX),
     "row_product": (MATRIX, MATRIX, MATRIX[0]),
     "outer_product": (MATRIX, MATRIX),
     "weighted_rms_norm": (MATRIX, MATRIX[0]),

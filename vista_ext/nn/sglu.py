@@ -41,5 +41,5 @@ class SGLU(nn.Module):
             rows = x.reshape(-1, x.shape[-1])
             return ops.sglu(rows, up, gate, self.down.weight, norm_eps=eps, residual=residual).view(x.shape)
         y = x if norm is None else norm(x)
-        out: Tensor = self.down(self.up(y) * self.gate(y))
+        out: Tensor = self.down(ops.gated_products(y, self.up.weight, self.gate.weight))
         return x + out if residual else out

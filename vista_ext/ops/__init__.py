@@ -8,13 +8,14 @@ from vista_ext.ops.linear_silu import linear_silu
 from vista_ext.ops.projected_qla import projected_qla_apply, projected_qla_state
 from vista_ext.ops.qla import mean_scale, qla, qla_apply, qla_state
 from vista_ext.ops.rms_norm import rms_norm
-from vista_ext.ops.sglu import sglu, sglu_has_kernel
+from vista_ext.ops.sglu import gated_products, sglu, sglu_has_kernel
 
 __all__ = [
     "cache_gather",
     "cache_scatter_",
     "cached_cross_attn",
     "dequantize_rows",
+    "gated_products",
     "jagged_cross_attn",
     "linear",
     "linear_silu",
