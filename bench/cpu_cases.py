@@ -27,6 +27,7 @@ OURS: dict[str, Any] = {"peers": ("eager",), "why_missing": "the peer is made of
 NO_ROOM: dict[str, Any] = {"peers": (), "why_missing": "its temporaries would not fit this machine's memory"}
 LONG: dict[str, Any] = {"peers": ("eager",), "why_missing": "a minute in each round"}
 FBGEMM: dict[str, Any] = {"peers": ("eager", "compile", "fbgemm"), "cold": True}
+COMPILED: dict[str, Any] = {"peers": ("eager", "compile", "ours_compiled")}
 EXPANDED: dict[str, Any] = {"peers": ("eager", "compile", "expanded")}
 
 
@@ -92,8 +93,8 @@ def _cases() -> list[Case]:
     # Few candidates: dequantizing is most of it.
     cases.append(cached_cross_attn_case(256, 8, "int8", bf16, two_ops=True, **OURS))
     cases += [
-        training_case("16 x 500", 16, 500, 16, SMALL, fp32),
-        layer_case("16 x 500", 16, 500, SMALL, fp32, True),
+        training_case("16 x 500", 16, 500, 16, SMALL, fp32, **COMPILED),
+        layer_case("16 x 500", 16, 500, SMALL, fp32, True, **COMPILED),
         summarize_case("1 x 20000", 1, 20_000, SMALL, fp32, 8192),
         scoring_case("16 users x 100", 16, 100, SMALL, fp32),
     ]

@@ -6,7 +6,7 @@ asked for a few users at a time, whatever the size of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bench import costs
 from bench.cases import Case, Problem, differentiable
-from bench.torch_model import TorchVista, qla_layer
+from bench.peers import Peer
+from bench.torch_model import TorchVista, qla_layer, with_norms_of_torch
 from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models import PRESETS, Vista, VistaConfig
 from vista_ext.nn import QlaBlock
@@ -123,6 +124,7 @@ def training_case(
             exact=exact,
             reference=lambda: values(differentiable(in_torch, inputs, True)),
             values=values,
+            foreign=lambda: _compiled(losses) if device == "cpu" else {},
         )
 
     parts = costs.training_step(users, events, candidates, config, dtype.itemsize)
@@ -144,6 +146,12 @@ class _Losses(nn.Module):
         logits = output.logits.to(torch.promote_types(self.dtype, torch.float32))
         losses = binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none").flatten()
         return torch.cat([losses / len(losses), output.losses["reconstruction"][None]])
+
+
+def _compiled(ours: Callable[..., Tensor]) -> Mapping[str, Peer | str]:
+    """Our own model as a user compiles it: what of it is not ops of ours is the compiler's."""
+    run = torch.compile(ours, dynamic=False, fullgraph=True)
+    return {"ours_compiled": Peer(run, "ours, compiled: below 1, that is faster than ours as it is")}
 
 
 def _of_parameters(module: nn.Module, inputs: int = 0) -> Callable[..., Tensor]:
@@ -179,6 +187,10 @@ class _Layer(nn.Module):
 
 
 class _TorchLayer(_Layer):
+    def __init__(self, config: VistaConfig, events: int) -> None:
+        super().__init__(config, events)
+        with_norms_of_torch(self)
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.view(-1, self.events, x.shape[1])
         return qla_layer(self.block, rows, None, 1 / self.events, self.events).view(x.shape)
@@ -193,7 +205,7 @@ def layer_case(
         in_torch.load_state_dict(layer.state_dict())
         x = torch.randn(users * events, config.dim, device=device)
         inputs = [p.detach().to(device, dtype).requires_grad_() for p in (x, *layer.parameters())]
-        composition = _of_parameters(in_torch, 1)
+        ours, composition = _of_parameters(layer, 1), _of_parameters(in_torch, 1)
 
         def exact() -> Sequence[Tensor]:
             parameters = [p.detach().double().requires_grad_() for p in inputs[1:]]
@@ -207,11 +219,12 @@ def layer_case(
 
         return Problem(
             inputs=tuple(inputs),
-            ours=_of_parameters(layer, 1),
+            ours=ours,
             composition=composition,
             exact=exact,
             reference=lambda: [y.detach() for y in differentiable(composition, inputs, backward)],
             values=lambda result: [y.detach() for y in result],
+            foreign=lambda: _compiled(ours) if device == "cpu" else {},
         )
 
     parts = costs.layer(users, events, config, dtype.itemsize, backward=backward)

@@ -20,7 +20,17 @@ from vista_ext.models.encoders import Encoded, Events
 from vista_ext.models.summarizer import Summarizer
 from vista_ext.models.target import TargetAttention
 from vista_ext.models.vista import VistaEncoder
-from vista_ext.nn import QlaBlock, TargetBlock
+from vista_ext.nn import QlaBlock, RMSNorm, TargetBlock
+
+
+def with_norms_of_torch(module: nn.Module) -> nn.Module:
+    """The module, its norms replaced by torch's with the same parameters."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, RMSNorm):
+            norm = nn.RMSNorm(part.normalized_shape, part.eps)
+            norm.weight = part.weight
+            module.set_submodule(name, norm)
+    return module
 
 
 def qla_layer(block: QlaBlock, x: Tensor, valid: Tensor | None, scale: Tensor | float, queried: int) -> Tensor:
@@ -31,10 +41,10 @@ def qla_layer(block: QlaBlock, x: Tensor, valid: Tensor | None, scale: Tensor | 
         scale: `[n, 1, 1, 1]`, or one number: 1 / sources.
     """
     y = block.norm(x)
-    k, v = _heads(block.key(y), block.heads), _heads(block.value(y), block.heads)
+    k, v = _heads(linear(y, block.key.weight), block.heads), _heads(linear(y, block.value.weight), block.heads)
     k = silu(k) if valid is None else silu(k) * valid[:, None, :, None]
     state = silu((k.transpose(2, 3) @ v) * scale)
-    q = silu(_heads(block.query(y[:, :queried]), block.heads))
+    q = silu(_heads(linear(y[:, :queried], block.query.weight), block.heads))
     attended = block.head_norm((q @ state).transpose(1, 2)).flatten(2)
     x = x[:, :queried] + linear(attended, block.out.weight)
     y, gate = block.sglu_norm(x), block.sglu
@@ -69,6 +79,7 @@ class TorchVista(Vista):
             raise ValueError(f"the published model without dropout is what there is, found {config}")
         super().__init__(schema, config)
         self.encoder = TorchEncoder(config)
+        with_norms_of_torch(self)
 
     def summarize_whole(self, histories: Histories) -> Tensor:
         """The summaries, from all events at once."""

@@ -5,8 +5,9 @@
 
 namespace vista::cpu {
 
-const SgluKernels sglu_kernels_base{base::sglu_normalize, base::sglu_multiply, base::sglu_add, base::sglu_gradients,
-                                    base::sglu_grad_rows};
+const SgluKernels sglu_kernels_base{base::sglu_normalize,    base::sglu_multiply,  base::sglu_add,
+                                    base::sglu_gradients,    base::sglu_grad_rows, base::sglu_gate,
+                                    base::sglu_gate_backward};
 
 const SgluKernels& sglu_kernels() {
 #ifdef VISTA_X86

@@ -2,6 +2,7 @@
 // kPiece floats on the stack.
 #pragma once
 
+#include "row_values.h"
 #include "vector_math.h"
 #include "vista/sglu.h"
 
@@ -120,6 +121,44 @@ void sglu_grad_rows(DType dtype, int64_t rows, int64_t dim, const float* inverse
       }
       store_row(dtype, grad_x, row * dim + begin, t.x, n);
     });
+  }
+}
+
+template <DType kDType>
+void gate_rows(int64_t rows, int64_t hidden, const void* uv, void* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto u = row_of<kDType>(uv, 2 * r, hidden), v = row_of<kDType>(uv, 2 * r + 1, hidden);
+    const auto to = row_of<kDType>(out, r, hidden);
+    for (int64_t i = 0; i < hidden; i += kLanes) to.put_at(i, u.at(i) * v.at(i));
+  }
+}
+
+template <DType kDType>
+void gate_gradients(int64_t rows, int64_t hidden, const void* grad, const void* uv, void* grad_uv) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto g = row_of<kDType>(grad, r, hidden);
+    const auto u = row_of<kDType>(uv, 2 * r, hidden), v = row_of<kDType>(uv, 2 * r + 1, hidden);
+    const auto of_u = row_of<kDType>(grad_uv, 2 * r, hidden), of_v = row_of<kDType>(grad_uv, 2 * r + 1, hidden);
+    for (int64_t i = 0; i < hidden; i += kLanes) {
+      of_u.put_at(i, g.at(i) * v.at(i));
+      of_v.put_at(i, g.at(i) * u.at(i));
+    }
+  }
+}
+
+void sglu_gate(DType dtype, int64_t rows, int64_t hidden, const void* uv, void* out) {
+  switch (dtype) {
+    case DType::kFloat: return gate_rows<DType::kFloat>(rows, hidden, uv, out);
+    case DType::kBFloat16: return gate_rows<DType::kBFloat16>(rows, hidden, uv, out);
+    case DType::kHalf: return gate_rows<DType::kHalf>(rows, hidden, uv, out);
+  }
+}
+
+void sglu_gate_backward(DType dtype, int64_t rows, int64_t hidden, const void* grad, const void* uv, void* grad_uv) {
+  switch (dtype) {
+    case DType::kFloat: return gate_gradients<DType::kFloat>(rows, hidden, grad, uv, grad_uv);
+    case DType::kBFloat16: return gate_gradients<DType::kBFloat16>(rows, hidden, grad, uv, grad_uv);
+    case DType::kHalf: return gate_gradients<DType::kHalf>(rows, hidden, grad, uv, grad_uv);
   }
 }
 

@@ -62,6 +62,15 @@ STABLE_TORCH_LIBRARY(vista, m) {
       "group=None, str policy='raise', float? attn_scale=None) -> (Tensor out, Tensor lse, Tensor num_bad)");
   // What the gradient of rows takes from the norm in front of projections, whose gradients are divided by it already
   m.def("rms_norm_backward(Tensor grad_rows, Tensor x, *, float norm_eps) -> Tensor grad_x");
+  // Products of rows on a CPU: x weight^T + bias, or x weight + bias if transposed; and a^T b
+  m.def("row_product(Tensor x, Tensor weight, Tensor? bias=None, *, bool transposed=False) -> Tensor");
+  m.def("outer_product(Tensor a, Tensor b) -> Tensor");
+  // A norm with its weight
+  m.def("weighted_rms_norm(Tensor x, Tensor weight, *, float norm_eps) -> Tensor");
+  m.def(
+      "weighted_rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, *, float norm_eps) -> (Tensor grad_x, "
+      "Tensor "
+      "grad_weight)");
   // The first half of an MLP: silu(x weight^T + bias)
   m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_silu_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias) -> Tensor");
@@ -70,6 +79,10 @@ STABLE_TORCH_LIBRARY(vista, m) {
   m.def(
       "sglu_backward(Tensor grad_out, Tensor x, Tensor up, Tensor gate, Tensor down, *, float? norm_eps=None, bool "
       "residual=False) -> (Tensor grad_x, Tensor grad_up_rows, Tensor grad_gate_rows, Tensor hidden)");
+
+  // Its gate on a CPU, where both products are one: [u, v] to u * v
+  m.def("gated_product(Tensor uv) -> Tensor");
+  m.def("gated_product_backward(Tensor grad_out, Tensor uv) -> Tensor grad_uv");
 
   // Quantized rows (paper sections 3.1 and 4; layout in vista/row_layout.h)
   m.def("quantize_rows(Tensor x, *, str scheme='int8', int? group=None) -> Tensor");

@@ -1,6 +1,7 @@
 #include "sglu.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "vista/sglu.h"
 
@@ -76,13 +77,6 @@ class Call {
     });
   }
 
- private:
-  std::optional<double> norm_eps_;
-  DType dtype_;
-  std::vector<float> inverse_;  // of the block's rows
-
-  const float* inverse(int64_t begin) const { return norm_eps_.has_value() ? inverse_.data() + begin : nullptr; }
-
   static const void* at(const Tensor& tensor, int64_t row) {
     return static_cast<const char*>(tensor.const_data_ptr()) + row * tensor.size(1) * tensor.element_size();
   }
@@ -94,6 +88,13 @@ class Call {
   static void run(int64_t rows, const F& f) {
     torch::stable::parallel_for(0, rows, kTaskRows, [&](int64_t begin, int64_t end) { f(begin, end - begin); });
   }
+
+ private:
+  std::optional<double> norm_eps_;
+  DType dtype_;
+  std::vector<float> inverse_;  // of the block's rows
+
+  const float* inverse(int64_t begin) const { return norm_eps_.has_value() ? inverse_.data() + begin : nullptr; }
 };
 
 Tensor sglu_cpu(Tensor x, Tensor up, Tensor gate, Tensor down, std::optional<double> norm_eps, bool residual) {
@@ -134,10 +135,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sglu_backward_cpu(Tensor grad_out, Te
   return {grad_x, up_rows, gate_rows, hidden};
 }
 
+Tensor gated_product_cpu(Tensor uv) {
+  const int64_t hidden = check_gated("gated_product", uv);
+  uv = torch::stable::contiguous(uv);
+  Tensor out = torch::stable::new_empty(uv, {uv.size(0), hidden});
+  Call::run(uv.size(0), [&](int64_t begin, int64_t rows) {
+    cpu::sglu_kernels().gate(kernel_dtype(uv.scalar_type()), rows, hidden, Call::at(std::as_const(uv), begin),
+                             Call::at(out, begin));
+  });
+  return out;
+}
+
+Tensor gated_product_backward_cpu(Tensor grad_out, Tensor uv) {
+  const char* op = "gated_product_backward";
+  const int64_t hidden = check_gated(op, uv);
+  check_matrix(op, "grad_out", grad_out, uv, uv.size(0), hidden);
+  grad_out = torch::stable::contiguous(grad_out);
+  uv = torch::stable::contiguous(uv);
+  Tensor grad_uv = torch::stable::new_empty(uv, uv.sizes());
+  Call::run(uv.size(0), [&](int64_t begin, int64_t rows) {
+    cpu::sglu_kernels().gate_backward(kernel_dtype(uv.scalar_type()), rows, hidden,
+                                      Call::at(std::as_const(grad_out), begin), Call::at(std::as_const(uv), begin),
+                                      Call::at(grad_uv, begin));
+  });
+  return grad_uv;
+}
+
 }  // namespace
 }  // namespace vista
 
 STABLE_TORCH_LIBRARY_IMPL(vista, CPU, m) {
   m.impl("sglu", TORCH_BOX(&vista::sglu_cpu));
   m.impl("sglu_backward", TORCH_BOX(&vista::sglu_backward_cpu));
+  m.impl("gated_product", TORCH_BOX(&vista::gated_product_cpu));
+  m.impl("gated_product_backward", TORCH_BOX(&vista::gated_product_backward_cpu));
 }

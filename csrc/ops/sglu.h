@@ -34,4 +34,12 @@ inline void check_sglu_grad(const char* op, const Tensor& grad_out, const Tensor
   check_matrix(op, "grad_out", grad_out, x, x.size(0), x.size(1));
 }
 
+// Returns how wide the result is.
+inline int64_t check_gated(const char* op, const Tensor& uv) {
+  check_rank(op, "uv", uv, 2, "[total, 2 * hidden]");
+  check_float_dtype(op, "uv", uv);
+  check(uv.size(1) % 2 == 0, op, "uv must have an even number of columns, found ", shape_of(uv));
+  return uv.size(1) / 2;
+}
+
 }  // namespace vista

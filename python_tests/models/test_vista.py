@@ -83,12 +83,12 @@ def test_no_gradient_between_candidates(world, name):
     model = build_model(name, world.schema, VistaConfig(target_layers=2), world.item_features).eval()
     rows = {}
 
-    def keep_first(_module, _inputs, out):
-        rows.setdefault("candidates", out)
+    def keep(_module, _inputs, out):
+        rows["events and candidates"] = out
 
-    model.items.register_forward_hook(keep_first)
+    model.items.register_forward_hook(keep)
     logits = model(world.histories, world.candidates, world.kv_index).logits
-    (gradient,) = torch.autograd.grad(logits[7].sum(), rows["candidates"])
+    gradient = torch.autograd.grad(logits[7].sum(), rows["events and candidates"])[0][-15:]
     assert gradient[7].any() and not gradient[torch.arange(15) != 7].any()
 
 

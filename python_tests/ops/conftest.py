@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -9,3 +11,17 @@ collect_ignore = [] if "cuda" in DEVICES else ["test_cuda.py", "test_device_asse
 def device(request):
     """Every device that is there: a test of an op is written once and runs on each."""
     return request.param
+
+
+@pytest.fixture
+def products_made_again(monkeypatch):
+    """Also on a CPU the ops' own backward passes, which make products again; there torch would keep them."""
+    for name in ("linear_silu", "sglu", "projected_qla"):
+        monkeypatch.setattr(sys.modules[f"vista_ext.ops.{name}"], "differentiates_on_cpu", lambda *operands: False)
+
+
+@pytest.fixture(params=["kept", "made again"])
+def products(request):
+    """Both ways to a gradient of an op with products in it."""
+    if request.param == "made again":
+        request.getfixturevalue("products_made_again")

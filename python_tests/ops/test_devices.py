@@ -32,6 +32,11 @@ INPUTS = {
     "sglu": (MATRIX,) * 4,
     "sglu_backward": (MATRIX,) * 5,
     "rms_norm_backward": (MATRIX,) * 2,
+    "gated_product_backward": (MATRIX[:, :8], MATRIX),
+    "row_product": (MATRIX, MATRIX, MATRIX[0]),
+    "outer_product": (MATRIX, MATRIX),
+    "weighted_rms_norm": (MATRIX, MATRIX[0]),
+    "weighted_rms_norm_backward": (MATRIX, MATRIX, MATRIX[0]),
     "cache_gather": (BYTES, SLOTS, 2, 16),
     "cache_scatter_": (BYTES, SLOTS, BYTES[:2]),
 }
@@ -39,6 +44,8 @@ OPTIONS = {
     "projected_qla_state": {"heads": 2},
     "projected_qla_state_backward": {"heads": 2},
     "rms_norm_backward": {"norm_eps": 1e-6},
+    "weighted_rms_norm": {"norm_eps": 1e-6},
+    "weighted_rms_norm_backward": {"norm_eps": 1e-6},
 }
 CASES = [(op, i) for op, inputs in INPUTS.items() for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
 

@@ -47,6 +47,7 @@ def with_grads(function, inputs, grad):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.usefixtures("products")
 def test_matches_the_definition(rows, widths, bias, dtype):
     inputs = make(rows, widths, dtype, bias)
     grad = torch.randn(rows, widths[1], generator=seeded(1)).to(dtype)
@@ -99,6 +100,7 @@ def test_a_transposed_gradient():
     assert found.is_contiguous() and torch.equal(found, right)
 
 
+@pytest.mark.usefixtures("products")
 def test_only_the_wanted_gradients():
     x, weight, bias = make(5, (16, 8), torch.float32)
     right = torch.autograd.grad(ops.linear_silu(x, weight, bias).sum(), (x, weight, bias))
@@ -128,6 +130,7 @@ def test_autocast_casts_as_for_a_linear_layer(device):
     assert torch.autograd.grad(out.sum(), inputs[1])[0].dtype == torch.float32
 
 
+@pytest.mark.usefixtures("products")
 def test_a_backward_under_autocast_keeps_the_dtype(device):
     inputs = make(9, (16, 24), torch.float32)
     out = ops.linear_silu(*inputs)
@@ -150,6 +153,7 @@ def test_opcheck(bias):
     torch.library.opcheck(torch.ops.vista.linear_silu_backward.default, (grad, *plain))
 
 
+@pytest.mark.usefixtures("products_made_again")
 def test_double_backward_is_refused():
     x, weight = make(3, (8, 8), torch.float32, bias=False)
     (grad,) = torch.autograd.grad(ops.linear_silu(x, weight).sum(), x, create_graph=True)

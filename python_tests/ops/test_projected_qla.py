@@ -63,6 +63,7 @@ def as_good_as_torch(inputs, offsets, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm_eps", [None, EPS])
 @pytest.mark.parametrize(("dim", "d", "e"), [(64, 32, 32), (256, 64, 64), (136, 128, 128), (40, 16, 24)])
+@pytest.mark.usefixtures("products")
 def test_matches_the_definition(device, dim, d, e, norm_eps, dtype):
     *inputs, offsets = make(device, d, e, dim, dtype=dtype)
     as_good_as_torch(inputs, offsets, norm_eps=norm_eps)
@@ -71,6 +72,7 @@ def test_matches_the_definition(device, dim, d, e, norm_eps, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("state_activation", ACTIVATIONS)
+@pytest.mark.usefixtures("products")
 def test_every_activation(device, activation, state_activation, dtype):
     *inputs, offsets = make(device, 32, 32, heads=3, dtype=dtype, lengths=[70, 0, 200])
     options = {"activation": activation, "state_activation": state_activation}
@@ -122,6 +124,7 @@ def test_states_of_parts_add_up(device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0], [1]])
+@pytest.mark.usefixtures("products")
 def test_empty_batches_and_histories(device, lengths, dtype):
     *inputs, offsets = make(device, 32, 32, dtype=dtype, lengths=lengths)
     out, state = both_halves(ops, *inputs, offsets, 1, norm_eps=EPS)
@@ -164,6 +167,7 @@ def test_nan_stays_in_its_sequence(device):
     assert torch.equal(out.isnan().flatten(1).any(1), rows)
 
 
+@pytest.mark.usefixtures("products_made_again")
 def test_saves_rows_weights_and_states_only(device):
     """No tensor of projections is kept for the backward."""
     x, q, k, v, offsets = make(device, 16, 24)
@@ -174,6 +178,7 @@ def test_saves_rows_weights_and_states_only(device):
     assert kept and set(kept) <= set(map(torch.Size, known))
 
 
+@pytest.mark.usefixtures("products")
 def test_only_wanted_gradients(device):
     x, _, k, v, offsets = make(device, 16, 24, lengths=[5, 9])
     state = ops.projected_qla_state(x.detach(), k, v.detach(), offsets, 9, heads=2)
@@ -192,6 +197,7 @@ def test_autocast_takes_its_dtype(device):
 
 
 @pytest.mark.parametrize("norm_eps", [None, EPS])
+@pytest.mark.usefixtures("products")
 def test_a_backward_under_autocast_keeps_the_dtype(norm_eps, device):
     """Where no kernel serves a call its products are torch's, which then come in autocast's dtype."""
     x, q, k, v, offsets = make(device, 16, 24, lengths=[5, 9])

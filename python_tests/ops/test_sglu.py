@@ -51,6 +51,7 @@ def in_float64(inputs):
 @pytest.mark.parametrize(
     ("rows", "dim", "hidden"), [(1, 16, 8), (65, 64, 64), (129, 24, 40), (63, 128, 136), (70, 256, 256), (33, 200, 72)]
 )
+@pytest.mark.usefixtures("products")
 def test_matches_the_definition(rows, dim, hidden, options, dtype):
     inputs = make(rows, dim, hidden, dtype)
     exact = with_grads(sglu_by_products, in_float64(inputs), **options)
@@ -66,6 +67,7 @@ def test_references_agree(options):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("products")
 def test_more_rows_than_a_block(dtype):
     inputs = make(2500, 32, 24, dtype)
     options = {"norm_eps": 1e-6, "residual": True}
@@ -85,6 +87,7 @@ def test_the_weight_of_a_norm_belongs_into_the_columns(dtype):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.usefixtures("products")
 def test_no_rows(options, dtype):
     inputs = make(0, dtype=dtype)
     out, *grads = with_grads(ops.sglu, inputs, **options)
@@ -155,6 +158,7 @@ def test_gradients_where_they_are_wanted(dtype):
         assert torch.equal(torch.autograd.grad(out, some[i], weight)[0], full[1 + i])
 
 
+@pytest.mark.usefixtures("products_made_again")
 def test_double_backward_is_an_error(dtype):
     inputs = make(dtype=dtype)
     (grad,) = torch.autograd.grad(ops.sglu(*inputs).sum(), inputs[0], create_graph=True)

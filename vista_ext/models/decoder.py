@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vista_ext.models.config import VistaConfig
-from vista_ext.nn import causal_attention, owners, packed_suffix, silu_mlp
+from vista_ext.nn import RMSNorm, causal_attention, owners, packed_suffix, silu_mlp
 
 
 class Reconstruction(nn.Module):
@@ -20,10 +20,10 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.config = config
         inner = config.heads * config.head_dim
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = RMSNorm(config.dim)
         self.qkv = nn.Linear(config.dim, 3 * inner, bias=False)
         self.out = nn.Linear(inner, config.dim, bias=False)
-        self.mlp_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.mlp_norm = RMSNorm(config.dim)
         self.mlp = silu_mlp(config.dim, config.hidden)
         self.predict = nn.Linear(config.dim, config.dim)
 

@@ -12,6 +12,7 @@ from vista_ext.data.batch import Candidates, FeatureSchema, Histories
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.embedding import ContextEmbedding, EventEmbedding, ItemEmbedding
 from vista_ext.models.encoders import Encoder, Events
+from vista_ext.nn import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Head(nn.Module):
         super().__init__()
         self.context = ContextEmbedding(schema, config.dim)
         widths = [3 * config.dim + self.context.width + extra, *config.mlp]
-        layers: list[nn.Module] = [nn.RMSNorm(widths[0], eps=1e-6)]
+        layers: list[nn.Module] = [RMSNorm(widths[0])]
         for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(config.dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(schema.tasks)))
@@ -78,9 +79,15 @@ class Ranker(nn.Module):
         """Of the layers, and of all rows between them; embedding tables may have another."""
         return self.head.dtype
 
-    def embed(self, histories: Histories) -> Events:
-        """The histories' events as rows."""
-        whole = self.events(self.items(histories.items).to(self.dtype), histories)
+    def embed(self, histories: Histories, items: Tensor | None = None) -> Events:
+        """The histories' events as rows.
+
+        Args:
+            items: `[total, dim]`, the vectors of their items; looked up unless given.
+        """
+        if items is None:
+            items = self.items(histories.items).to(self.dtype)
+        whole = self.events(items, histories)
         return Events(self.dropout(whole), histories.seq_offsets, histories.max_seq_len, whole)
 
     def forward(self, histories: Histories, candidates: Candidates, kv_index: Tensor) -> RankerOutput:
@@ -96,7 +103,10 @@ class Ranker(nn.Module):
         """
         histories.check()
         candidates.check(kv_index, histories.seq_offsets.shape[0] - 1)
-        rows = self.dropout(self.items(candidates.items).to(self.dtype))
-        encoded = self.encoder(self.embed(histories), candidates, rows, kv_index)
+        # One lookup: each makes a gradient as large as the table.
+        items = self.items(torch.cat([histories.items, candidates.items])).to(self.dtype)
+        of_events, of_candidates = items.split([histories.items.shape[0], candidates.items.shape[0]])
+        rows = self.dropout(of_candidates)
+        encoded = self.encoder(self.embed(histories, of_events), candidates, rows, kv_index)
         first, rest = encoded.rows[:, : self.config.dim], encoded.rows[:, self.config.dim :]
         return RankerOutput(self.head(first, rows, candidates, rest), encoded.losses, encoded.counts)

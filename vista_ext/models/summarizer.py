@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vista_ext._heap import released
 from vista_ext.models.config import VistaConfig
-from vista_ext.nn import QlaBlock
+from vista_ext.nn import QlaBlock, RMSNorm
 
 
 class Summarizer(nn.Module):
@@ -37,7 +37,7 @@ class Summarizer(nn.Module):
             )
             for _ in range(config.summary_layers)
         )
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = RMSNorm(config.dim)
         self.lengths = nn.Embedding(config.length_buckets, config.dim) if config.length_buckets else None
         if self.lengths is not None:
             nn.init.zeros_(self.lengths.weight)

@@ -12,7 +12,7 @@ from vista_ext import ops
 from vista_ext.data.batch import Candidates
 from vista_ext.models.config import VistaConfig
 from vista_ext.models.encoders import Events
-from vista_ext.nn import TargetBlock, packed_suffix
+from vista_ext.nn import RMSNorm, TargetBlock, packed_suffix
 from vista_ext.ops.cache_rows import IndexPolicy, Scheme
 
 
@@ -106,7 +106,7 @@ class TargetAttention(nn.Module):
             TargetBlock(config.dim, config.heads, config.head_dim, config.hidden, dropout=config.dropout)
             for _ in range(config.target_layers)
         )
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = RMSNorm(config.dim)
 
     def memory(self, summaries: Tensor) -> Memory:
         """The memory of summaries `[n, seeds, dim]`."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vista_ext import ops
+from vista_ext.nn.linear import Linear
+from vista_ext.nn.rms_norm import RMSNorm
 from vista_ext.nn.sglu import SGLU
 from vista_ext.ops.qla import Activation
 
@@ -53,13 +55,13 @@ class QlaBlock(nn.Module):
         self.activation: Activation = activation
         self.state_activation: Activation = state_activation
         inner = heads * head_dim
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.query = nn.Linear(dim, inner, bias=False)
-        self.key = nn.Linear(dim, inner, bias=False)
-        self.value = nn.Linear(dim, inner, bias=False)
-        self.head_norm = nn.RMSNorm(head_dim, eps=1e-6)
-        self.out = nn.Linear(inner, dim, bias=False)
-        self.sglu_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.norm = RMSNorm(dim)
+        self.query = Linear(dim, inner, bias=False)
+        self.key = Linear(dim, inner, bias=False)
+        self.value = Linear(dim, inner, bias=False)
+        self.head_norm = RMSNorm(head_dim)
+        self.out = Linear(inner, dim, bias=False)
+        self.sglu_norm = RMSNorm(dim)
         self.sglu = SGLU(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 

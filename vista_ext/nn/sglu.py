@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vista_ext import ops
+from vista_ext.nn.linear import Linear
 
 
 class SGLU(nn.Module):
@@ -20,9 +21,9 @@ class SGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.gate = nn.Linear(dim, hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.up = Linear(dim, hidden, bias=False)
+        self.gate = Linear(dim, hidden, bias=False)
+        self.down = Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor, norm: nn.RMSNorm | None = None, *, residual: bool = False) -> Tensor:
         """Rows `[..., dim]` to rows of the same shape.
@@ -40,5 +41,5 @@ class SGLU(nn.Module):
             rows = x.reshape(-1, x.shape[-1])
             return ops.sglu(rows, up, gate, self.down.weight, norm_eps=eps, residual=residual).view(x.shape)
         y = x if norm is None else norm(x)
-        out: Tensor = self.down(self.up(y) * self.gate(y))
+        out: Tensor = self.down(ops.gated_products(y, self.up.weight, self.gate.weight))
         return x + out if residual else out

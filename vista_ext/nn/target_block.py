@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vista_ext import ops
 from vista_ext.nn.linear_silu import silu_mlp
+from vista_ext.nn.rms_norm import RMSNorm
 
 
 class TargetBlock(nn.Module):
@@ -23,12 +24,12 @@ class TargetBlock(nn.Module):
         self.heads = heads
         self.head_dim = head_dim
         inner = heads * head_dim
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.norm = RMSNorm(dim)
         self.query = nn.Linear(dim, inner, bias=False)
         self.key = nn.Linear(dim, inner, bias=False)
         self.value = nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim, bias=False)
-        self.mlp_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.mlp_norm = RMSNorm(dim)
         self.mlp = silu_mlp(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 

@@ -69,9 +69,9 @@ def refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
         raise RuntimeError(f"vista::{op}: attn_scale must not require a gradient (it is not differentiable), found one")
 
 
-def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def autocast(x: Tensor, *others: Tensor | None) -> list[Any]:
     """The operands of a product in autocast's dtype, where that is on: what torch does for its own products."""
-    operands = [x, *others]
+    operands: list[Tensor | None] = [x, *others]
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return operands
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -81,3 +81,16 @@ def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Products on the device of `x` in their operands' dtype; there is no autocast of "meta" to leave."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def differentiates_on_cpu(*operands: Tensor | None) -> bool:
+    """Whether a gradient is wanted of products on a CPU. There products made again cost more than the memory that keeps
+    them, so such a call is composed of torch's products and autograd keeps what those keep."""
+    tensors = [x for x in operands if x is not None]
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return wanted and all(x.is_cpu for x in tensors)
+
+
+def no_rows(x: Tensor) -> Tensor:
+    """None of the rows of x: an op called on them checks its other arguments, and x's columns."""
+    return x.detach()[:0] if x.dim() else x

@@ -11,15 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vista_ext.ops._autograd import autocast, forbid_double_backward, register_fake
+from vista_ext.ops._autograd import (
+    autocast,
+    differentiates_on_cpu,
+    forbid_double_backward,
+    no_rows,
+    register_fake,
+)
+from vista_ext.ops.linear import linear
 
 
 def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`silu(x weight^T + bias)`.
 
     Only x and the parameters are kept for the backward, which makes the product again: the rows before the SiLU are
-    never stored. Under autocast it computes in autocast's dtype, as torch's linear layer does.
+    never stored. (On the CPU they are: there a product takes longer than its rows take to be read.) Under autocast it
+    computes in autocast's dtype, as torch's linear layer does.
 
     Args:
         x: `[total, in_features]`, float32, bfloat16 or float16.
@@ -32,7 +41,12 @@ def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    return torch.ops.vista.linear_silu(*autocast(x, weight, bias))
+    operands = autocast(x, weight, bias)
+    if not differentiates_on_cpu(*operands):
+        return torch.ops.vista.linear_silu(*operands)
+    with torch.no_grad():
+        torch.ops.vista.linear_silu(no_rows(operands[0]), *operands[1:])
+    return functional.silu(linear(*operands))
 
 
 @register_fake("vista::linear_silu")

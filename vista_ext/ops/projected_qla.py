@@ -9,7 +9,8 @@ weight is folded into the columns of the projections (`weight * norm.weight`).
 On a GPU kernels serve bfloat16 and float16, a `dim` that is a multiple of 8, and equal head dims of 32, 64 or 128, if
 the weights of a group of heads fit into the shared memory of the device. Whatever else the ops accept is composed of
 torch's products and the QLA ops: the same values, with the projections as tensors for as long as the call takes. On the
-CPU every call is composed, a few thousand rows at a time.
+CPU every call is composed, a few thousand rows at a time; where a gradient is wanted there, of all rows at once, and
+autograd keeps keys, values and queries, for a product made again takes longer than it does on a GPU.
 
 Results are the same bits whatever else is in the batch, as far as torch's products are.
 """
@@ -23,12 +24,16 @@ from torch import Tensor
 
 from vista_ext.ops._autograd import (
     autocast,
+    differentiates_on_cpu,
     forbid_double_backward,
+    no_rows,
     refuse_scale_gradient,
     register_fake,
     without_autocast,
 )
-from vista_ext.ops.qla import Activation
+from vista_ext.ops.linear import linear
+from vista_ext.ops.qla import Activation, qla_apply, qla_state
+from vista_ext.ops.rms_norm import rms_norm
 
 
 def projected_qla_state(
@@ -59,14 +64,16 @@ def projected_qla_state(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    return torch.ops.vista.projected_qla_state(
-        *autocast(x, weight_k, weight_v),
-        seq_offsets,
-        max_seq_len,
-        heads=heads,
-        norm_eps=norm_eps,
-        activation=activation,
-    )
+    operands = x, weight_k, weight_v = autocast(x, weight_k, weight_v)
+    options = {"heads": heads, "norm_eps": norm_eps, "activation": activation}
+    if not differentiates_on_cpu(*operands):
+        return torch.ops.vista.projected_qla_state(*operands, seq_offsets, max_seq_len, **options)
+    with torch.no_grad():
+        ends = seq_offsets.new_zeros(1)
+        torch.ops.vista.projected_qla_state(no_rows(x), weight_k, weight_v, ends, 0, **options)
+    y = _normalised(x, seq_offsets, norm_eps)
+    k, v = (linear(y, weight).unflatten(1, (heads, -1)) for weight in (weight_k, weight_v))
+    return qla_state(k, v, seq_offsets, max_seq_len, activation=activation)
 
 
 def projected_qla_apply(
@@ -98,16 +105,24 @@ def projected_qla_apply(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    return torch.ops.vista.projected_qla_apply(
-        *autocast(x, weight_q),
-        state,
-        attn_scale,
-        seq_offsets,
-        max_seq_len,
-        norm_eps=norm_eps,
-        activation=activation,
-        state_activation=state_activation,
+    x, weight_q = autocast(x, weight_q)
+    options = {"norm_eps": norm_eps, "activation": activation, "state_activation": state_activation}
+    if not differentiates_on_cpu(x, weight_q, state):
+        return torch.ops.vista.projected_qla_apply(x, weight_q, state, attn_scale, seq_offsets, max_seq_len, **options)
+    with torch.no_grad():
+        nobody = state[:0], attn_scale[:0], seq_offsets.new_zeros(1), 0
+        torch.ops.vista.projected_qla_apply(no_rows(x), weight_q, *nobody, **options)
+    q = linear(_normalised(x, seq_offsets, norm_eps), weight_q).unflatten(1, (state.shape[1], -1))
+    return qla_apply(
+        q, state, attn_scale, seq_offsets, max_seq_len, activation=activation, state_activation=state_activation
     )
+
+
+def _normalised(x: Tensor, seq_offsets: Tensor, norm_eps: float | None) -> Tensor:
+    """The rows that are projected; on a CPU, with zeros for padding."""
+    if torch.compiler.is_compiling() or int(seq_offsets[-1]) != x.shape[0]:
+        x = _without_padding(x, seq_offsets)
+    return x if norm_eps is None else rms_norm(x, x.new_ones(x.shape[1]), norm_eps=norm_eps)
 
 
 @register_fake("vista::projected_qla_state")

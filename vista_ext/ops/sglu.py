@@ -7,11 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vista_ext.ops._autograd import autocast, forbid_double_backward, register_fake
+from vista_ext.ops._autograd import (
+    autocast,
+    differentiates_on_cpu,
+    forbid_double_backward,
+    no_rows,
+    register_fake,
+)
+from vista_ext.ops.linear import linear
+from vista_ext.ops.rms_norm import rms_norm
 
 # What the CUDA kernels are built for (csrc/include/vista/cuda/sglu.h).
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _WIDEST_ROW = 256
+
+_GATED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST_ROWS = 1024  # for fewer the weights side by side cost what is saved
 
 
 def sglu(
@@ -27,8 +38,8 @@ def sglu(
 
     With `norm_eps`, y_i is x_i divided by its root mean square, `sqrt(mean(x_i^2) + norm_eps)`, else x_i; a norm's own
     weight belongs into the columns of `up` and `gate` (`up * norm.weight`). On a GPU the rows are read once, the result
-    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs. Under autocast it
-    computes in autocast's dtype, the residual included.
+    is written once, and nothing `hidden` wide is ever stored. Saved for the backward: the inputs; on the CPU also what
+    torch's products keep. Under autocast it computes in autocast's dtype, the residual included.
 
     Args:
         x: `[total, dim]`, float32, bfloat16 or float16. On a GPU bfloat16 or float16, and dim a multiple of 8 from 16
@@ -44,7 +55,35 @@ def sglu(
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.
     """
-    out: Tensor = torch.ops.vista.sglu(*autocast(x, up, gate, down), norm_eps=norm_eps, residual=residual)
+    operands = autocast(x, up, gate, down)
+    if not differentiates_on_cpu(*operands):
+        out: Tensor = torch.ops.vista.sglu(*operands, norm_eps=norm_eps, residual=residual)
+        return out
+    x, up, gate, down = operands
+    with torch.no_grad():
+        torch.ops.vista.sglu(no_rows(x), up, gate, down, norm_eps=norm_eps, residual=residual)
+    y = x if norm_eps is None else rms_norm(x, x.new_ones(x.shape[1]), norm_eps=norm_eps)
+    out = linear(gated_products(y, up, gate), down)
+    return x + out if residual else out
+
+
+def gated_products(y: Tensor, up: Tensor, gate: Tensor) -> Tensor:
+    """`(y up^T) * (y gate^T)`, differentiable: on a CPU both products as one, and so all that their gradients need.
+
+    Args:
+        y: `[..., dim]`.
+        up, gate: `[hidden, dim]`, same dtype.
+
+    Returns:
+        `[..., hidden]`.
+
+    Raises:
+        RuntimeError: naming what was expected and what was found.
+    """
+    large = y.is_cpu and y.dtype in _GATED_DTYPES and y.dtype == up.dtype == gate.dtype and y.dim() == 2
+    if not large or torch.compiler.is_compiling() or y.shape[0] < _LEAST_ROWS or torch.is_autocast_enabled("cpu"):
+        return linear(y, up) * linear(y, gate)
+    out: Tensor = torch.ops.vista.gated_product(linear(y, torch.cat([up, gate])))
     return out
 
 
@@ -71,6 +110,24 @@ def _(grad_out: Tensor, x: Tensor, up: Tensor, *args: Any, **_: Any) -> tuple[Te
     return x.new_empty(x.shape), x.new_empty(hidden), x.new_empty(hidden), x.new_empty(hidden)
 
 
+@register_fake("vista::gated_product")
+def _(uv: Tensor) -> Tensor:
+    return uv.new_empty((uv.shape[0], uv.shape[1] // 2))
+
+
+@register_fake("vista::gated_product_backward")
+def _(grad_out: Tensor, uv: Tensor) -> Tensor:
+    return uv.new_empty(uv.shape)
+
+
+def _gated_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gated_backward(ctx: Any, grad_out: Tensor) -> Any:
+    return torch.ops.vista.gated_product_backward(grad_out, *ctx.saved_tensors)
+
+
 def _setup(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
     ctx.options = keyword_only_inputs
@@ -89,4 +146,6 @@ def _backward(ctx: Any, grad_out: Tensor) -> Any:
 
 
 torch.library.register_autograd("vista::sglu", _backward, setup_context=_setup)
+torch.library.register_autograd("vista::gated_product", _gated_backward, setup_context=_gated_setup)
 forbid_double_backward("vista::sglu_backward")
+forbid_double_backward("vista::gated_product_backward")

@@ -24,6 +24,9 @@ struct SgluKernels {
   // inverse is null, plus grad_out_i unless null.
   void (*grad_rows)(DType dtype, int64_t rows, int64_t dim, const float* inverse, const void* a, const void* b,
                     const void* x, const void* grad_out, void* grad_x);
+  // out_i = u_i * v_i of rows [u_i, v_i], and the gradients of u and v in the same order
+  void (*gate)(DType dtype, int64_t rows, int64_t hidden, const void* uv, void* out);
+  void (*gate_backward)(DType dtype, int64_t rows, int64_t hidden, const void* grad, const void* uv, void* grad_uv);
 };
 
 const SgluKernels& sglu_kernels();  // the best for this processor, chosen once
