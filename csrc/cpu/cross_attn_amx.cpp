@@ -101,14 +101,15 @@ void cross_attn_forward_tiles(const CrossAttnParams& p, int64_t task_begin, int6
       for (int64_t first = 0; first < rows; first += kQueryBlock) {
         const int64_t count = rows - first < kQueryBlock ? rows - first : kQueryBlock;
         float* out = s.out + first * ep;
-        tiled_product(pad(count), filled, dq, s.query + first * dq, dq, s.key_t, kKeyTile, s.scores, kKeyTile, false);
+        tiled_product<1>(pad(count), filled, dq, {s.query + first * dq, dq * 2}, {s.key_t, kKeyTile * 4}, s.scores,
+                         kKeyTile, false);
         written(s.scores);
         for (int64_t r = 0; r < count; ++r) {
           const float keep =
               weigh(s.scores + r * kKeyTile, p.scale, keys, filled, &softmax[first + r], s.weights + r * kKeyTile);
           if (keep != 1.f && from > run.kv_begin) scale_row(out + r * ep, keep, ep);
         }
-        tiled_product(pad(count), ep, filled, s.weights, kKeyTile, s.value, ep, out, ep, true);
+        tiled_product<1>(pad(count), ep, filled, {s.weights, kKeyTile * 2}, {s.value, ep * 4}, out, ep, true);
         written(out);
       }
     }
