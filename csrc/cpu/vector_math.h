@@ -129,22 +129,28 @@ template <Activation kKind, typename Math = FullMath>
 }
 
 template <Activation kKind>
-inline void activate(const float* x, float* y, float* dy, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    vf slope;
-    store(y + i, phi<kKind>(load(x + i), &slope));
-    if (dy != nullptr) store(dy + i, slope);
+inline void activate_rows(const float* x, int64_t x_row, float* y, float* dy, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, x += x_row, y += n, dy += dy == nullptr ? 0 : n)
+    for (int64_t i = 0; i < n; i += kLanes) {
+      vf slope;
+      store(y + i, phi<kKind>(load(x + i), &slope));
+      if (dy != nullptr) store(dy + i, slope);
+    }
+}
+
+// y = phi(x) for rows of n values, a multiple of kLanes, that lie x_row apart in x; with dy also phi'(x).
+inline void activate_rows(Activation kind, const float* x, int64_t x_row, float* y, float* dy, int64_t rows,
+                          int64_t n) {
+  switch (kind) {
+    case Activation::kSilu: return activate_rows<Activation::kSilu>(x, x_row, y, dy, rows, n);
+    case Activation::kShiftedElu: return activate_rows<Activation::kShiftedElu>(x, x_row, y, dy, rows, n);
+    case Activation::kRelu: return activate_rows<Activation::kRelu>(x, x_row, y, dy, rows, n);
+    case Activation::kIdentity: return activate_rows<Activation::kIdentity>(x, x_row, y, dy, rows, n);
   }
 }
 
-// y = phi(x); with dy also phi'(x). n is a multiple of kLanes.
 inline void activate(Activation kind, const float* x, float* y, float* dy, int64_t n) {
-  switch (kind) {
-    case Activation::kSilu: return activate<Activation::kSilu>(x, y, dy, n);
-    case Activation::kShiftedElu: return activate<Activation::kShiftedElu>(x, y, dy, n);
-    case Activation::kRelu: return activate<Activation::kRelu>(x, y, dy, n);
-    case Activation::kIdentity: return activate<Activation::kIdentity>(x, y, dy, n);
-  }
+  activate_rows(kind, x, n, y, dy, 1, n);
 }
 
 inline float dot(const float* a, const float* b, int64_t padded) {

@@ -54,7 +54,8 @@ def test_an_unknown_isa_is_refused():
     [
         (
             "test_qla.py",
-            "(matches_the_definition and (24-64 or 40-256 or 136-200)) or stays_where_it_matters or wide_rows or batch_or_threads",
+            "(matches_the_definition and (24-64 or 40-256 or 136-200)) or stays_where_it_matters or wide_rows"
+            " or batch_or_threads",
         ),
         ("test_cross_attn.py", "(matches_the_definition and 24-16 and not float16) or long_beside or splitting"),
         ("test_cache_rows.py", "documented_ones or (dtypes and (int4 or fp8)) or reads_back_as_nan or gather_reads"),
