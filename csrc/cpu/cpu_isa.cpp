@@ -43,14 +43,18 @@ Isa chosen_isa() {
   const Isa widest = widest_isa();
   const char* name = std::getenv("VISTA_CPU_ISA");
   if (name == nullptr || *name == '\0') return widest;
-  const char* const names[] = {"base", "avx2", "avx512", "amx"};
-  for (int i = 0; i < 4; ++i) {
-    if (std::string(name) != names[i]) continue;
-    if (static_cast<Isa>(i) <= widest) return static_cast<Isa>(i);
-    throw std::runtime_error(std::string("VISTA_CPU_ISA must be an instruction set of this processor, the widest is ") +
-                             names[static_cast<int>(widest)] + ", found " + name);
+  constexpr int kCount = sizeof kIsaNames / sizeof *kIsaNames;
+  std::string known;
+  for (int i = 0; i < kCount; ++i) {
+    if (std::string(name) == kIsaNames[i]) {
+      if (static_cast<Isa>(i) <= widest) return static_cast<Isa>(i);
+      throw std::runtime_error(
+          std::string("VISTA_CPU_ISA must be an instruction set of this processor, the widest is ") +
+          kIsaNames[static_cast<int>(widest)] + ", found " + name);
+    }
+    known += std::string(i == 0 ? "" : (i + 1 < kCount ? ", " : " or ")) + kIsaNames[i];
   }
-  throw std::runtime_error(std::string("VISTA_CPU_ISA must be base, avx2, avx512 or amx, found '") + name + "'");
+  throw std::runtime_error("VISTA_CPU_ISA must be " + known + ", found '" + name + "'");
 }
 
 }  // namespace

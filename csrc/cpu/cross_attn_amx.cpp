@@ -106,14 +106,15 @@ void cross_attn_forward_tiles(const CrossAttnParams& p, int64_t task_begin, int6
       for (int64_t first = 0; first < rows; first += kQueryBlock) {
         const int64_t count = rows - first < kQueryBlock ? rows - first : kQueryBlock;
         float* out = s.out + first * ep;
-        tiled_product(pad(count), filled, dq, s.query + first * dq, dq, s.key_t, kKeyTile, s.scores, kKeyTile, false);
+        tiled_product<1>(pad(count), filled, dq, {s.query + first * dq, dq * 2}, {s.key_t, kKeyTile * 4}, s.scores,
+                         kKeyTile, false);
         written(s.scores);
         for (int64_t r = 0; r < count; ++r) {
           const float keep =
               weigh(s.scores + r * kKeyTile, p.scale, keys, filled, &softmax[first + r], s.weights + r * kKeyTile);
           if (keep != 1.f && from > run.kv_begin) scale_row(out + r * ep, keep, ep);
         }
-        tiled_product(pad(count), ep, filled, s.weights, kKeyTile, s.value, ep, out, ep, true);
+        tiled_product<1>(pad(count), ep, filled, {s.weights, kKeyTile * 2}, {s.value, ep * 4}, out, ep, true);
         written(out);
       }
     }
@@ -177,8 +178,9 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
           load_rows(p.dtype, p.q, block.begin, p.q_heads, head, rows, p.d, rest.query);
           load_rows(p.dtype, p.grad_out, block.begin, p.q_heads, head, rows, p.e, rest.grad);
         }
-        tiled_product(pad(rows), filled, dq, s.query, dq, s.key_t, filled, s.scores, filled, false);
-        tiled_product(pad(rows), filled, eq, s.grad, eq, s.value_t, filled, s.grad_scores, filled, false);
+        tiled_product<1>(pad(rows), filled, dq, {s.query, dq * 2}, {s.key_t, filled * 4}, s.scores, filled, false);
+        tiled_product<1>(pad(rows), filled, eq, {s.grad, eq * 2}, {s.value_t, filled * 4}, s.grad_scores, filled,
+                         false);
         written(s.scores);
         float total[kQueryBlock] = {}, mean[kQueryBlock] = {};
         for (int64_t r = 0; r < rows; ++r) {
@@ -210,14 +212,16 @@ void cross_attn_backward_short_tiles(const CrossAttnParams& p, int64_t task_begi
             _mm512_storeu_si512(s.weight_pairs + pair, pairs_of((__m512)weight[0], (__m512)weight[1]));
             _mm512_storeu_si512(s.pull_pairs + pair, pairs_of((__m512)pull[0], (__m512)pull[1]));
           }
-        tiled_product(pad(rows), dp, filled, s.pulls, filled, s.key, dp, rest.sum_d, dp, false);
+        tiled_product<1>(pad(rows), dp, filled, {s.pulls, filled * 2}, {s.key, dp * 4}, rest.sum_d, dp, false);
         written(rest.sum_d);
         own_gradients(rest, p, block, head);
         store_rows(p.dtype, p.grad_q, block.begin, p.q_heads, head, rows, p.d, rest.sum_d);
         turn_queries(s.query, depth, p.d, s.pairs, s.query_t);
-        tiled_product(dp, filled, depth, s.query_t, kQueryBlock, s.pull_pairs, filled, s.grad_key, filled, true);
+        tiled_product<1>(dp, filled, depth, {s.query_t, kQueryBlock * 2}, {s.pull_pairs, filled * 4}, s.grad_key,
+                         filled, true);
         turn_queries(s.grad, depth, p.e, s.pairs, s.grad_t);
-        tiled_product(ep, filled, depth, s.grad_t, kQueryBlock, s.weight_pairs, filled, s.grad_value, filled, true);
+        tiled_product<1>(ep, filled, depth, {s.grad_t, kQueryBlock * 2}, {s.weight_pairs, filled * 4}, s.grad_value,
+                         filled, true);
       }
     }
     written(s.grad_key);

@@ -13,8 +13,8 @@ int64_t qla_scratch_floats(int64_t d, int64_t e) {
   // Of the vector kernels, and of those in tiles (Room in qla_amx.cpp).
   const int64_t vectors = base::kBlock * (4 * dp + 2 * ep) + 2 * dp * ep;
   const int64_t dq = (d + 31) / 32 * 32, eq = (e + 31) / 32 * 32;
-  const int64_t tiles =
-      kQlaTileRows * (dq / 2 + eq / 2 + dp + ep / 2 + 2 * dp + ep) + dq / 2 * ep + eq / 2 * dp + 3 * dp * ep;
+  const int64_t words = kQlaTileRows * (dq / 2 + eq / 2 + dp + ep / 2) + dq / 2 * ep + eq / 2 * dp;
+  const int64_t tiles = 3 * words + kQlaTileRows * (dq + dp + ep) + 3 * dp * ep;
   return vectors > tiles ? vectors : tiles;
 }
 

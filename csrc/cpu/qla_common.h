@@ -16,7 +16,7 @@ struct Task {
 // Asks for a row of every page of `rows` rows that lie `stride` bytes apart. A request waits for its page's
 // translation, which costs more than its data where memory is virtual twice; asked for together the pages are looked up
 // side by side.
-inline void touch_pages(uintptr_t first, int64_t stride, int64_t rows) {
+[[gnu::always_inline]] inline void touch_pages(uintptr_t first, int64_t stride, int64_t rows) {
   constexpr int64_t kPage = 4096;
   const int64_t step = stride < kPage ? kPage / stride : 1;
   for (int64_t r = 0; r < rows; r += step) __builtin_prefetch(reinterpret_cast<const void*>(first + r * stride), 0, 2);

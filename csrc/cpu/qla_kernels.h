@@ -72,6 +72,32 @@ inline void load_block(const QlaParams& p, const void* base, int64_t row, int64_
   }
 }
 
+// Whether a row's vectors are those of the tensor.
+inline bool in_place(const QlaParams& p, int64_t n) { return p.dtype == DType::kFloat && n == pad(n); }
+
+// phi of a block's rows and, unless null, its slope: [rows, pad(n)]
+inline void phi_block(const QlaParams& p, const void* base, int64_t row, int64_t head, int64_t rows, int64_t n,
+                      float* to, float* slope) {
+  if (in_place(p, n))
+    return activate_rows(p.activation, static_cast<const float*>(base) + (row * p.heads + head) * n, p.heads * n, to,
+                         slope, rows, n);
+  load_block(p, base, row, head, rows, n, to);
+  activate(p.activation, to, to, slope, rows * pad(n));
+}
+
+// A block's rows as floats `stride` apart: where they are, or copied to `room`.
+struct BlockRows {
+  const float* at;
+  int64_t stride;
+  BlockRows(const QlaParams& p, const void* base, int64_t row, int64_t head, int64_t rows, int64_t n, float* room)
+      : at(room), stride(pad(n)) {
+    if (in_place(p, n))
+      at = static_cast<const float*>(base) + (row * p.heads + head) * n, stride = p.heads * n;
+    else
+      load_block(p, base, row, head, rows, n, room);
+  }
+};
+
 inline void store_block(const QlaParams& p, void* base, int64_t row, int64_t head, int64_t rows, int64_t n,
                         const float* from) {
   const bool past_caches = p.stream && p.dtype == DType::kFloat && can_stream(base, n * 4);
@@ -94,13 +120,13 @@ void qla_state(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
     const int64_t end = clamp_to(task.chunk.source_end, task.chunk.begin, task.chunk.end);
     for (int64_t row = task.chunk.begin; row < end; row += kBlock) {
       const int64_t rows = end - row < kBlock ? end - row : kBlock;
-      load_block(p, p.k, row, task.head, rows, p.d, s.rows_d[0]);
-      activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
-      load_block(p, p.v, row, task.head, rows, p.e, s.rows_e[0]);
+      phi_block(p, p.k, row, task.head, rows, p.d, s.rows_d[0], nullptr);
+      const BlockRows value(p, p.v, row, task.head, rows, p.e, s.rows_e[0]);
       Ahead ahead(p, row, task.head, p.d / 4);
       ahead.watch(p.k, p.d);
       ahead.watch(p.v, p.e);
-      product(p.d, pad(p.e), rows, s.rows_d[0], 1, pad(p.d), s.rows_e[0], pad(p.e), s.matrix[0], pad(p.e), true, ahead);
+      product(p.d, pad(p.e), rows, s.rows_d[0], 1, pad(p.d), value.at, value.stride, s.matrix[0], pad(p.e), true,
+              ahead);
     }
     copy_out(s.matrix[0], p.d, p.e, task.chunk.partial + task.head * p.d * p.e);
   }
@@ -114,8 +140,7 @@ void qla_apply(const QlaParams& p, int64_t task_begin, int64_t task_end, float* 
     const float scale = p.scale[task.chunk.seq];
     for (int64_t row = task.chunk.begin; row < task.chunk.end; row += kBlock) {
       const int64_t rows = task.chunk.end - row < kBlock ? task.chunk.end - row : kBlock;
-      load_block(p, p.q, row, task.head, rows, p.d, s.rows_d[0]);
-      activate(p.activation, s.rows_d[0], s.rows_d[0], nullptr, rows * pad(p.d));
+      phi_block(p, p.q, row, task.head, rows, p.d, s.rows_d[0], nullptr);
       Ahead ahead(p, row, task.head, kBlock / 4);
       ahead.watch(p.q, p.d);
       ahead.watch_result(p.out, p.e);
@@ -146,7 +171,7 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
   const Scratch s(scratch, p.d, p.e);
   const int64_t dp = pad(p.d), ep = pad(p.e);
   float *query = s.rows_d[0], *slope = s.rows_d[1], *grad_query = s.rows_d[2], *key = s.rows_d[3];
-  float *grad = s.rows_e[0], *value = s.rows_e[1], *map_t = s.matrix[0], *sum = s.matrix[1];
+  float *value = s.rows_e[1], *map_t = s.matrix[0], *sum = s.matrix[1];
   for (int64_t t = task_begin; t < task_end; ++t) {
     const Task task(p, t);
     make_map(p, task, sum);
@@ -154,18 +179,17 @@ void qla_apply_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
     std::memset(sum, 0, p.d * ep * 4);
     for (int64_t row = task.chunk.begin; row < task.chunk.end; row += kBlock) {
       const int64_t rows = task.chunk.end - row < kBlock ? task.chunk.end - row : kBlock;
-      load_block(p, p.q, row, task.head, rows, p.d, query);
-      activate(p.activation, query, query, slope, rows * dp);
-      load_block(p, p.grad_out, row, task.head, rows, p.e, grad);
+      phi_block(p, p.q, row, task.head, rows, p.d, query, slope);
+      const BlockRows grad(p, p.grad_out, row, task.head, rows, p.e, s.rows_e[0]);
       Ahead ahead(p, row, task.head, p.d / 4 + kBlock / 4);
       ahead.watch(p.q, p.d);
       ahead.watch(p.grad_out, p.e);
       ahead.watch_result(p.grad_q, p.d);
-      product(p.d, ep, rows, query, 1, dp, grad, ep, sum, ep, true, ahead);
-      product(rows, dp, p.e, grad, ep, 1, map_t, dp, grad_query, dp, false, ahead);
+      product(p.d, ep, rows, query, 1, dp, grad.at, grad.stride, sum, ep, true, ahead);
+      product(rows, dp, p.e, grad.at, grad.stride, 1, map_t, dp, grad_query, dp, false, ahead);
       const int64_t first = p.own_term ? clamp_to(task.chunk.source_end - row, 0, rows) : rows;
       for (int64_t r = first; r < rows; ++r)
-        own_gradients(p, task, row + r, query + r * dp, grad + r * ep, grad_query + r * dp, key, value);
+        own_gradients(p, task, row + r, query + r * dp, grad.at + r * grad.stride, grad_query + r * dp, key, value);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_query + i, load(grad_query + i) * load(slope + i));
       store_block(p, p.grad_q, row, task.head, rows, p.d, grad_query);
     }
@@ -178,22 +202,21 @@ void qla_state_backward(const QlaParams& p, int64_t task_begin, int64_t task_end
   const Scratch s(scratch, p.d, p.e);
   const int64_t dp = pad(p.d), ep = pad(p.e);
   float *key = s.rows_d[0], *slope = s.rows_d[1], *grad_key = s.rows_d[2];
-  float *value = s.rows_e[0], *grad_value = s.rows_e[1], *grad_state = s.matrix[0], *grad_state_t = s.matrix[1];
+  float *grad_value = s.rows_e[1], *grad_state = s.matrix[0], *grad_state_t = s.matrix[1];
   for (int64_t t = task_begin; t < task_end; ++t) {
     const Task task(p, t);
     load_grad_state(p, task, grad_state, grad_state_t);
     const int64_t end = clamp_to(task.chunk.source_end, task.chunk.begin, task.chunk.end);
     for (int64_t row = task.chunk.begin; row < end; row += kBlock) {
       const int64_t rows = end - row < kBlock ? end - row : kBlock;
-      load_block(p, p.k, row, task.head, rows, p.d, key);
-      activate(p.activation, key, key, slope, rows * dp);
-      load_block(p, p.v, row, task.head, rows, p.e, value);
+      phi_block(p, p.k, row, task.head, rows, p.d, key, slope);
+      const BlockRows value(p, p.v, row, task.head, rows, p.e, s.rows_e[0]);
       Ahead ahead(p, row, task.head, kBlock / 2);
       ahead.watch(p.k, p.d);
       ahead.watch(p.v, p.e);
       ahead.watch_result(p.grad_k, p.d);
       ahead.watch_result(p.grad_v, p.e);
-      product(rows, dp, p.e, value, ep, 1, grad_state_t, dp, grad_key, dp, false, ahead);
+      product(rows, dp, p.e, value.at, value.stride, 1, grad_state_t, dp, grad_key, dp, false, ahead);
       for (int64_t i = 0; i < rows * dp; i += kLanes) store(grad_key + i, load(grad_key + i) * load(slope + i));
       store_block(p, p.grad_k, row, task.head, rows, p.d, grad_key);
       product(rows, ep, p.d, key, dp, 1, grad_state, ep, grad_value, ep, false, ahead);

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -36,10 +37,9 @@ py::dict build_info() {
   info["version"] = VISTA_VERSION;
   info["torch"] = VISTA_TORCH_VERSION;
   info["compiler"] = __VERSION__;
-  std::vector<std::string> isas{"base"};
-  if (VISTA_X86_ISAS) isas.insert(isas.end(), {"avx2", "avx512", "amx"});
-  info["cpu_isas"] = isas;
-  info["cpu_isa"] = isas[static_cast<size_t>(vista::cpu::best_isa())];
+  using vista::cpu::kIsaNames;
+  info["cpu_isas"] = std::vector<std::string>(kIsaNames, VISTA_X86_ISAS ? std::end(kIsaNames) : kIsaNames + 1);
+  info["cpu_isa"] = kIsaNames[static_cast<int>(vista::cpu::best_isa())];
   info["cuda_archs"] = std::string(VISTA_BUILT_ARCHS);
   info["cuda_compiler"] = std::string(VISTA_CUDA_COMPILER);
   return info;

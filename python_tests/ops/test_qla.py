@@ -36,7 +36,7 @@ def outputs_and_grads(function, q, k, v, grad):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("d", "e"), [(16, 16), (24, 64), (64, 64), (40, 256), (256, 16)])
+@pytest.mark.parametrize(("d", "e"), [(16, 16), (24, 64), (64, 64), (40, 256), (256, 16), (136, 200)])
 def test_matches_the_definition(device, d, e, dtype):
     q, k, v, offsets = make(device, d, e, dtype)
     targets = torch.tensor(TARGETS, device=device)
@@ -106,6 +106,40 @@ def test_nan_stays_where_it_matters(device, activation, name):
         expected = torch.zeros(out.shape[:2], dtype=bool, device=device)
         expected[slice(begin, end) if name != "q" and row == begin + 4 else row, 1] = True
         assert torch.equal(out.isnan().any(2), expected) and torch.equal(out.isnan().all(2), expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.4e38])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_wide_rows_keep_what_is_not_finite(device, name, value):
+    """float32 rows wide enough for products of split values: an infinity may turn into NaN, and nothing spreads. The
+    largest finite values stay finite where one product of them does."""
+    q, k, v, offsets = (x.detach() for x in make(device, 128, 144))
+    inputs = {"q": q, "k": k, "v": v}
+    row, begin, end = int(offsets[3]) + 4, int(offsets[3]), int(offsets[4])
+    inputs[name][row, 1, 5] = value
+    out = ops.qla(*inputs.values(), offsets, 2300)
+    lost = ~out.isfinite().all(2)
+    touched = torch.zeros_like(lost)
+    touched[row if name == "q" else slice(begin, end), 1] = True
+    assert not (lost & ~touched).any()
+    if value != 3.4e38:
+        assert torch.equal(lost, touched)
+    else:
+        peer = qla_by_state(*inputs.values(), offsets)
+        assert not (lost & peer.isfinite().all(2)).any(), "a finite row of torch's is not finite"
+
+
+@pytest.mark.parametrize("power", [-60, -20, 0, 20, 60])
+def test_wide_rows_at_any_scale(device, power):
+    """Values of one scale, opposite pairs that cancel all but the last bits, and a long history."""
+    q, k, v, offsets = (x.detach() for x in make(device, 128, 128, heads=1, lengths=[1100, 7]))
+    k[1:1000:2] = k[:1000:2]
+    v[1:1000:2] = -v[:1000:2] * (1 + 1e-4 * normal(v[:1000:2].shape, device, seed=4))
+    v *= 2.0**power
+    options = {"activation": "silu", "state_activation": "identity"}
+    exact = qla_by_state(q.double(), k.double(), v.double(), offsets, **options)
+    peer = qla_by_state(q, k, v, offsets, **options)
+    assert_as_good_as([ops.qla(q, k, v, offsets, 1100, **options)], [exact], [peer])
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

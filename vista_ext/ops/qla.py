@@ -71,7 +71,9 @@ def qla(
     Returns:
         `[total, heads, e]` in the inputs' dtype; with `return_state` a pair with the float32 state
         `[batch, heads, d, e]` (unscaled; differentiable). NaN stays NaN, in whatever depends on it and nowhere else:
-        in a source's key or value, the head's rows of that sequence; in a query or a target, that row.
+        in a source's key or value, the head's rows of that sequence; in a query or a target, that row. On a CPU with
+        AMX and float32 rows of d and e from 128 on, an infinity becomes NaN, and values below 2^-110 lose precision
+        (below 2^-126: count as zero).
 
     Raises:
         RuntimeError: naming the argument, what was expected and what was found.

@@ -5,6 +5,7 @@ namespace vista::cpu {
 
 // Each includes those before it. kAmx: AVX-512 and bfloat16 tiles.
 enum class Isa { kBase, kAvx2, kAvx512, kAmx };
+constexpr const char* kIsaNames[] = {"base", "avx2", "avx512", "amx"};  // in that order
 
 // The widest that this processor and system run, or the one that VISTA_CPU_ISA names (base, avx2, avx512, amx). Throws
 // std::runtime_error for another name, and for one that does not run here.
