@@ -21,8 +21,8 @@ struct Room {
   uint32_t *rows_d, *rows_e;             // [kParts, kTall, pad32 / 2]
   uint32_t *pairs_d, *pairs_e, *turned;  // [kParts, kTall / 2, pad], [kParts, pad, kTall / 2]
   uint32_t *map, *map_t;                 // [kParts, pad32 / 2, pad]
-  float *slope, *result_d, *result_e, *sum, *full,
-      *full_t;  // [kTall, pad32], [kTall, pad], [pad(d), pad(e)] and turned
+  float *slope, *result_d, *result_e;    // [kTall, pad32], [kTall, pad]
+  float *sum, *full, *full_t;            // [pad(d), pad(e)], and turned
   Room(float* base, int64_t d, int64_t e) {
     const int64_t dp = pad(d), ep = pad(e), dq = pad32(d), eq = pad32(e);
     const auto take = [&](int64_t floats) { return base += floats, base - floats; };

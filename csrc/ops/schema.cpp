@@ -68,9 +68,8 @@ STABLE_TORCH_LIBRARY(vista, m) {
   // A norm with its weight
   m.def("weighted_rms_norm(Tensor x, Tensor weight, *, float norm_eps) -> Tensor");
   m.def(
-      "weighted_rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, *, float norm_eps) -> (Tensor grad_x, "
-      "Tensor "
-      "grad_weight)");
+      "weighted_rms_norm_backward(Tensor grad_out, Tensor x, Tensor weight, *, float norm_eps) -> "
+      "(Tensor grad_x, Tensor grad_weight)");
   // The first half of an MLP: silu(x weight^T + bias)
   m.def("linear_silu(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_silu_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? bias) -> Tensor");

@@ -53,6 +53,13 @@ def test_opcheck():
     torch.library.opcheck(vista.gated_product.default, (uv.requires_grad_(),))
 
 
+@pytest.mark.parametrize("rows", [3, 1500])
+def test_halves_of_two_widths_are_refused(rows):
+    """Side by side they would pass for equal halves."""
+    with pytest.raises(RuntimeError, match=r"size of tensor a \(6\) must match the size of tensor b \(4\)"):
+        ops.gated_products(torch.ones(rows, 8), torch.ones(6, 8), torch.ones(4, 8))
+
+
 def test_bad_input_is_named():
     uv = torch.ones(4, 6)
     for call, message in (

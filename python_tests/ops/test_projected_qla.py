@@ -276,6 +276,8 @@ def bad_inputs():
     yield "state", {"activation": "gelu"}, "activation must be 'silu', .* found 'gelu'"
     yield "state", {"seq_offsets": offsets.float()}, "seq_offsets must be int64 or int32, found float32"
     yield "state", {"seq_offsets": offsets[:0]}, r"batch \+ 1 entries, found none"
+    yield "state", {"seq_offsets": offsets[0]}, r"seq_offsets must have shape \[n\], found \[\]"
+    yield "apply", {"seq_offsets": offsets[None]}, r"seq_offsets must have shape \[n\], found \[1, 3\]"
     yield "state", {"max_seq_len": -1}, "max_seq_len must not be negative, found -1"
     yield "apply", {"weight_q": q[:31]}, "weight_q must have as many rows for each of the 2 heads"
     yield "apply", {"state": torch.ones(2, 2, 16)}, r"state must have shape \[batch, heads, d, e\], found \[2, 2, 16\]"
@@ -285,14 +287,17 @@ def bad_inputs():
         r"state must have shape \[2, 2, 16, 24\], found \[3, 2, 16, 24\]",
     )
     yield "apply", {"state": torch.ones(2, 2, 16, 24).double()}, "state must be float32, found float64"
+    yield "apply", {"state": torch.tensor(1.0)}, r"state must have shape \[batch, heads, d, e\], found \[\]"
     yield "apply", {"attn_scale": torch.ones(3)}, r"attn_scale must have one entry per sequence \(2\), found 3"
     yield "apply", {"state_activation": ""}, "state_activation must be .* found ''"
 
 
+@pytest.mark.parametrize("differentiated", [False, True])
 @pytest.mark.parametrize(("name", "arguments", "message"), list(bad_inputs()), ids=[m[:40] for *_, m in bad_inputs()])
-def test_bad_input_is_named(device, name, arguments, message):
+def test_bad_input_is_named(device, name, arguments, message, differentiated):
     arguments = {**good_input(name), **arguments}
     arguments = {key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in arguments.items()}
+    arguments["x"].requires_grad_(differentiated)
     with pytest.raises(RuntimeError, match=message):
         getattr(ops, f"projected_qla_{name}")(**arguments)
 

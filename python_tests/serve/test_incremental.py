@@ -85,6 +85,21 @@ def test_the_erased_are_left_out(run, store, states):
     assert store.find(users, ReadPolicy(on_miss="flag")).hits.tolist() == [user != gone for user in range(60)]
 
 
+def test_the_erased_stay_so_when_time_passes(run, store, states):
+    """A moment after the erasure brings nobody back: later events do."""
+    data, users = run.dataset, torch.arange(60)
+    ends = data.end_of_events(users)
+    now = int(ends.max()) + 10**6
+    gone, back = 3, 5
+    store.erase(torch.tensor([gone, back]), torch.tensor([int(ends[gone]), int(ends[back]) - 1]))
+    for _ in range(2):
+        done = refresh_due(run.vista, data, store, RefreshPolicy(0), states=states, now=now)
+        assert (done.erased, done.due, done.written) == (1, 59, 59)
+        assert store.find(users, ReadPolicy(on_miss="flag")).hits.tolist() == [user != gone for user in range(60)]
+        assert not states.find(torch.tensor([gone])).hits.any()
+        now += 1
+
+
 def test_a_refresh_of_all_is_the_batch_job(run, store, tmp_path):
     refresh_due(run.vista, run.dataset, store, RefreshPolicy())
     with open_for_writing(tmp_path / "other", run.store_spec()) as other:

@@ -1,6 +1,7 @@
 """The hot cache: what it serves, when it asks the store, and that nobody ever sees half a summary."""
 
 import gc
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -321,6 +322,25 @@ def test_a_failed_erasure_drops_too(store, put, monkeypatch, hot):
     with pytest.raises(ZeroDivisionError):
         store.erase(ids(1), ids(5))
     assert not cache.find(ids(1), FLAG).hits.any()
+
+
+def test_caches_may_join_while_users_are_erased(store, put, hot):
+    """As from another thread: here at every step of a walk over weak references."""
+    put([1], 5)
+    cache, joined, tracing = hot(store, 4), [], sys.gettrace()
+    cache.find(ids(1))
+
+    def join(frame, event, arg):
+        if "weakref" in frame.f_code.co_filename:
+            joined.append(HotCache(store, 1))
+        return join
+
+    sys.settrace(join)
+    try:
+        store.erase(ids(1), ids(5))
+    finally:
+        sys.settrace(tracing)
+    assert joined and not cache.find(ids(1), FLAG).hits.any()
 
 
 @pytest.mark.parametrize("away", [False, True])

@@ -92,5 +92,6 @@ def differentiates_on_cpu(*operands: Tensor | None) -> bool:
 
 
 def no_rows(x: Tensor) -> Tensor:
-    """None of the rows of x: an op called on them checks its other arguments, and x's columns."""
-    return x.detach()[:0] if x.dim() else x
+    """None of the rows of x: an op called on them checks its other arguments, and x's columns. Of another rank as it
+    is, for the error to show."""
+    return x.detach()[:0] if x.dim() == 2 else x

@@ -1,8 +1,9 @@
 """A linear layer and its SiLU in one kernel: the first half of an MLP.
 
-On the CPU these are torch's own product and SiLU, bit for bit. On CUDA bfloat16 and float16 rows with widths that are
-multiples of 8 go through one kernel, which sums in float32, adds the bias, applies the SiLU and rounds once; float32
-and other widths are composed of torch's ops there too (and obey `torch.backends.cuda.matmul`).
+On the CPU these are torch's own product and SiLU, bit for bit; where a gradient is wanted the product is that of
+`ops.linear`. On CUDA bfloat16 and float16 rows with widths that are multiples of 8 go through one kernel, which sums in
+float32, adds the bias, applies the SiLU and rounds once; float32 and other widths are composed of torch's ops there too
+(and obey `torch.backends.cuda.matmul`).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def projected_qla_state(
     if not differentiates_on_cpu(*operands):
         return torch.ops.vista.projected_qla_state(*operands, seq_offsets, max_seq_len, **options)
     with torch.no_grad():
-        ends = seq_offsets.new_zeros(1)
+        ends = torch.zeros_like(seq_offsets[:1] if seq_offsets.dim() == 1 else seq_offsets)
         torch.ops.vista.projected_qla_state(no_rows(x), weight_k, weight_v, ends, 0, **options)
     y = _normalised(x, seq_offsets, norm_eps)
     k, v = (linear(y, weight).unflatten(1, (heads, -1)) for weight in (weight_k, weight_v))
@@ -110,8 +110,8 @@ def projected_qla_apply(
     if not differentiates_on_cpu(x, weight_q, state):
         return torch.ops.vista.projected_qla_apply(x, weight_q, state, attn_scale, seq_offsets, max_seq_len, **options)
     with torch.no_grad():
-        nobody = state[:0], attn_scale[:0], seq_offsets.new_zeros(1), 0
-        torch.ops.vista.projected_qla_apply(no_rows(x), weight_q, *nobody, **options)
+        empty = torch.zeros_like(seq_offsets), 0
+        torch.ops.vista.projected_qla_apply(no_rows(x), weight_q, state, attn_scale, *empty, **options)
     q = linear(_normalised(x, seq_offsets, norm_eps), weight_q).unflatten(1, (state.shape[1], -1))
     return qla_apply(
         q, state, attn_scale, seq_offsets, max_seq_len, activation=activation, state_activation=state_activation

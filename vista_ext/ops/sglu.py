@@ -80,8 +80,9 @@ def gated_products(y: Tensor, up: Tensor, gate: Tensor) -> Tensor:
     Raises:
         RuntimeError: naming what was expected and what was found.
     """
-    large = y.is_cpu and y.dtype in _GATED_DTYPES and y.dtype == up.dtype == gate.dtype and y.dim() == 2
-    if not large or torch.compiler.is_compiling() or y.shape[0] < _LEAST_ROWS or torch.is_autocast_enabled("cpu"):
+    fits = y.is_cpu and y.dtype in _GATED_DTYPES and y.dtype == up.dtype == gate.dtype and y.dim() == 2
+    fits = fits and up.shape == gate.shape  # side by side, others might pass for halves of another width
+    if not fits or torch.compiler.is_compiling() or y.shape[0] < _LEAST_ROWS or torch.is_autocast_enabled("cpu"):
         return linear(y, up) * linear(y, gate)
     out: Tensor = torch.ops.vista.gated_product(linear(y, torch.cat([up, gate])))
     return out

@@ -16,6 +16,7 @@ from vista_ext.processes import Processes
 from vista_ext.progress import track
 from vista_ext.serve.summarize import history_batches, summarize_users
 from vista_ext.store import ReadPolicy, SummaryStore
+from vista_ext.store.base import NEVER
 from vista_ext.store.checks import check_integer
 from vista_ext.store.states import StateStore
 
@@ -115,7 +116,9 @@ def refresh_due(
         stored = store.find(users, ReadPolicy(on_miss="flag", on_version_mismatch="miss"))
         moments = dataset.end_of_events(users) if now is None else torch.full_like(users, now)
         counts, first_times = dataset.events_since(users, stored.event_times, moments)
-        gone = erasures.forbid(users, moments)
+        until = erasures.until_of(users)
+        later, _ = dataset.events_since(users, until, moments)  # by their own times: `now` is past every erasure soon
+        gone = (until > NEVER) & (later == 0)
         chosen = (policy.due(counts, first_times, moments) | ~stored.hits) & ~gone
         who, when = users[chosen], moments[chosen]
         for some, summaries, times, old in _renew(model, dataset, states, policy, who, when, users_per_batch):

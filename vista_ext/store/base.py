@@ -17,6 +17,7 @@ from vista_ext import _C
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.store.checks import check_choice, check_integer
 
+NEVER = torch.iinfo(torch.int64).min  # until when those are erased who are not
 _FORMAT = 1  # of a store: keys, records, and what it publishes of its spec
 
 
@@ -245,13 +246,12 @@ class Erasures:
     def __len__(self) -> int:
         return self.user_ids.shape[0]
 
-    def forbid(self, user_ids: Tensor, event_times: Tensor) -> Tensor:
-        """bool `[m]`: of which summaries, by user and event time (int64 `[m]`), a store with these, whose users ascend,
-        writes none."""
+    def until_of(self, user_ids: Tensor) -> Tensor:
+        """int64 `[m]`: until when users (int64 `[m]`) are erased, `NEVER` for the others; `self.user_ids` ascend."""
         if not len(self):
-            return torch.zeros_like(user_ids, dtype=torch.bool)
+            return torch.full_like(user_ids, NEVER)
         at = torch.searchsorted(self.user_ids, user_ids).clamp(max=len(self) - 1)
-        return (self.user_ids[at] == user_ids) & (event_times <= self.until[at])
+        return torch.where(self.user_ids[at] == user_ids, self.until[at], NEVER)
 
 
 class Reader(Protocol):

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from vista_ext import ops
 from vista_ext.store.base import STRICT, Found, MissingUserError, Reader, ReadPolicy, StoreError, StoreUnavailableError
 from vista_ext.store.checks import check_integer, check_tensor
-from vista_ext.store.keyed import KeyedStore
+from vista_ext.store.keyed import KeyedStore, invalidate
 from vista_ext.store.lease import Lease, StreamOrder
 from vista_ext.store.metrics import CacheStats, LatencyRecorder
 from vista_ext.store.reading import is_expired, landing_for, why_missing
@@ -68,7 +68,7 @@ class HotCache:
             if value is not None and not value >= 0:
                 raise ValueError(f"cache: {name} must be at least 0 seconds, found {value}")
         self.spec = store.spec
-        self.caches: WeakSet[HotCache] = WeakSet()  # in front of this one, by themselves
+        self.caches: WeakValueDictionary[int, HotCache] = WeakValueDictionary()  # in front of this one, by themselves
         self._store = store
         self._refresh_after, self._stale_for = refresh_after, stale_for
         self._retry_after, self._wait = retry_after, wait
@@ -85,7 +85,7 @@ class HotCache:
         self._gather_times, self._read_times = LatencyRecorder(), LatencyRecorder()
         self._streams = None if on_host else StreamOrder(slots, self.rows.device)
         if isinstance(store, KeyedStore | HotCache):
-            store.caches.add(self)
+            store.caches[id(self)] = self
 
     def gather(self, user_ids: Tensor, policy: ReadPolicy = STRICT) -> Lease:
         """Bring the summaries of some users into slots, and hold them there.
@@ -172,8 +172,7 @@ class HotCache:
             for reading in self._readings.values():
                 reading.difference_update(users.tolist())
             dropped = self._table.drop(users)
-        for cache in list(self.caches):  # after this one, from which they might read an old summary again
-            cache.invalidate(user_ids)
+        invalidate(self.caches, user_ids)  # after this one, from which they might read an old summary again
         return dropped
 
     def stats(self) -> CacheStats:

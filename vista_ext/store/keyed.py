@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -18,12 +18,21 @@ from vista_ext.store.reading import landing_for, settle
 from vista_ext.store.record import Landing, in_key_order
 
 
+def invalidate(caches: WeakValueDictionary[int, Any], user_ids: Tensor) -> None:
+    """Make all of these caches forget some users. Others may come and go meanwhile: `valuerefs` is one step, where the
+    loop over a weak container fails when another thread adds to it."""
+    for reference in caches.valuerefs():
+        if (cache := reference()) is not None:
+            cache.invalidate(user_ids)
+
+
 class KeyedStore(SummaryStore):
     """A store that holds each summary as one record (`vista_ext.store.record`), found by user id and model version."""
 
     def __init__(self, spec: StoreSpec, batch: int) -> None:
         self.spec = spec
-        self.caches: WeakSet[Any] = WeakSet()  # in front of this object, by themselves: they forget whom it erases
+        # In front of this object, by themselves: they forget whom it erases.
+        self.caches: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._batch = batch  # records that are written, or read, together
 
     @abstractmethod
@@ -82,8 +91,7 @@ class KeyedStore(SummaryStore):
         try:
             return self._erase(users, times)
         finally:  # after a failure, too: some may be erased
-            for cache in list(self.caches):
-                cache.invalidate(torch.from_numpy(users))
+            invalidate(self.caches, torch.from_numpy(users))
 
     def load_snapshot(self, path: Path | str) -> int:
         """As in `SummaryStore`; summaries keep their model versions."""

@@ -216,9 +216,8 @@ def _merged(streams: list[Iterator[Summaries]], most: int) -> Iterator[Summaries
         found = [_columns(head, slice(cut)) for (_, head), cut in zip(heads, cuts, strict=True)]
         users = np.concatenate([columns[0] for columns in found])
         place = np.empty(len(users), dtype=np.int64)
-        place[np.argsort(users, kind="stable")] = np.arange(
-            len(users)
-        )  # a user is in one bucket, its versions in order
+        # Stable: a user is in one bucket, its versions in order.
+        place[np.argsort(users, kind="stable")] = np.arange(len(users))
         places = np.split(place, np.cumsum(cuts)[:-1])
         yield Summaries(*(_placed(column, places) for column in zip(*found, strict=True)))
         rest = [
