@@ -1,12 +1,19 @@
 """The commands as a user types them, in processes of their own."""
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+from vista_ext import info
+
+ROOT = Path(__file__).parents[1]
 
 
 def vista(*arguments, cwd=None, check=True):
@@ -95,6 +102,17 @@ def test_mistakes_are_one_line(tmp_path, arguments, message):
 def test_info_names_what_was_built():
     told = json.loads(vista("info").stdout)
     assert "qla" in told["ops"] and told["built against torch"]
+
+
+def test_info_names_what_each_extra_lacks(monkeypatch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    expected = {extra: len(packages) for extra, packages in extras.items() if extra != "bench"}
+    assert {extra: len(names) for extra, names in info.EXTRAS.items()} == expected
+    assert all(importlib.util.find_spec(name) for name in info.EXTRAS["run"])  # no name is misspelt
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("nats", "rich") else there(name))
+    lacks = info.collect()["extras that lack packages"]
+    assert lacks["nats"] == ["nats"] and "rich" in lacks["run"]
 
 
 def test_the_package_is_light_to_import():

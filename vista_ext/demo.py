@@ -158,9 +158,7 @@ def _score_elsewhere(run: Run, dataset: EventDataset) -> float:
 
 
 def _conclude(truth: SyntheticTruth, size: str, difference: float, files: list[Path], seconds: float) -> None:
-    print(
-        f"Without the history no score can exceed AUC {truth.no_history_auc:.3f} here; with it, {truth.oracle_auc:.3f}."
-    )
+    print(truth)
     print(f"Store: {size}. Another process scored from it; largest difference to this one: {difference:.1e}.")
     print("Pictures: " + ", ".join(str(file) for file in files))
     print(f"All of it in {seconds:.0f} s.")

@@ -32,6 +32,7 @@ def test_the_oracle_beats_popularity(made):
     assert truth.oracle_auc > truth.no_history_auc + 0.1
     assert truth.no_history_auc > 0.55
     assert f"oracle {truth.oracle_auc:.4f}" in dataset.source
+    assert f"AUC {truth.no_history_auc:.3f} here; with it, {truth.oracle_auc:.3f}." in str(truth)
 
 
 def test_only_old_events_tell(made):

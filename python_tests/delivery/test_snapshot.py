@@ -7,6 +7,7 @@ import shutil
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as arrow_dataset
 import pyarrow.parquet as parquet
 import pytest
@@ -123,6 +124,21 @@ def test_a_range_is_not_read_whole(snapshot, monkeypatch):
     assert 1 <= len(groups) <= 4
     list(snapshot.read())
     assert len(groups) > 50
+
+
+def test_arrow_reads_files_of_its_own(snapshot, monkeypatch):
+    """What its threads read of a Python file they would free after the interpreter's end, and abort the process."""
+    sources = []
+    for name in ("ParquetFile", "read_table"):
+        real = getattr(parquet, name)
+        monkeypatch.setattr(
+            parquet, name, lambda source, real=real, **options: sources.append(type(source)) or real(source, **options)
+        )
+    list(snapshot.read())
+    snapshot.keys(0)
+    assert set(sources) == {pa.OSFile}
+    snapshot.erasures()
+    assert set(sources) == {pa.OSFile, pa.BufferReader}
 
 
 def test_batches_are_what_a_store_commits(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 from vista_ext.nn import LinearSiLU, silu_mlp
 
 
-@pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16), (0, 16), (2, 0, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(16,), (7, 16), (2, 3, 16), (0, 16), (2, 0, 16)], ids=str)
 def test_equals_its_layers(shape):
     torch.manual_seed(0)
     ours, layers = silu_mlp(16, 40), nn.Sequential(nn.Linear(16, 40), nn.SiLU(), nn.Linear(40, 16))

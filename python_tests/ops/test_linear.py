@@ -112,8 +112,25 @@ def test_who_is_served(monkeypatch):
         assert bool(called) == served
     with torch.autocast("cpu", torch.bfloat16):
         assert ops.linear(x, weight).dtype == torch.bfloat16
-    with pytest.raises(RuntimeError):
-        ops.linear(x, weight[:, :130], bias[:3])
+        assert layer(x).dtype == torch.bfloat16 and ops.linear(x.bfloat16(), weight, bias).dtype == torch.bfloat16
+    for rows in (x[0], x[:6], x.view(2, 2048, 128)):
+        assert torch.allclose(layer(rows), functional.linear(rows, layer.weight, layer.bias), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [9, 4096])
+def test_bad_input_of_the_layer_is_named(rows):
+    x, weight, bias, _ = make(rows, 128, 130)
+    for call, message in (
+        (lambda: ops.linear(x[0, 0], weight), r"x must have shape \[\.\.\., in_features\], found \[\]"),
+        (lambda: ops.linear(x, weight[:, :120]), r"weight must have shape \[out_features, 128\], found \[130, 120\]"),
+        (lambda: ops.linear(x, weight[0]), r"weight must have shape \[out_features, 128\], found \[128\]"),
+        (lambda: ops.linear(x, weight.half()), "weight must have the dtype of x, torch.float32, found torch.float16"),
+        (lambda: ops.linear(x, weight, bias[:1]), r"bias must have shape \[130\], found \[1\]"),
+        (lambda: ops.linear(x, weight, bias.double()), "bias must have the dtype of x, .*, found torch.float64"),
+        (lambda: ops.linear(x, weight.to("meta")), "weight must be on cpu as x is, found it on meta"),
+    ):
+        with pytest.raises(RuntimeError, match="vista::linear: " + message):
+            call()
 
 
 def test_opcheck():

@@ -119,3 +119,17 @@ def test_a_gradient_of_another_shape_is_named():
     rows = torch.ones(3, 16)
     with pytest.raises(RuntimeError, match=r"grad_out must be like x, .*found \[2, 16\]"):
         torch.ops.vista.weighted_rms_norm_backward(rows[:2], rows, rows[0], norm_eps=1e-6)
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, 16), torch.ones(3, 16).double()], ids=["ours", "torch's"])
+def test_bad_input_of_the_norm_is_named(x):
+    weight = x[0]
+    for call, message in (
+        (lambda: ops.rms_norm(x[0, 0], weight, norm_eps=0), r"x must have shape .* with columns, found \[\]"),
+        (lambda: ops.rms_norm(x[:, :0], weight[:0], norm_eps=0), r"x must have shape .* with columns, found \[3, 0\]"),
+        (lambda: ops.rms_norm(x, weight[:8], norm_eps=0), r"weight must have shape \[16\], found \[8\]"),
+        (lambda: ops.rms_norm(x, weight.to("meta"), norm_eps=0), "weight must be on cpu as x is, found it on meta"),
+        (lambda: ops.rms_norm(x, weight, norm_eps=-1), "norm_eps must not be negative, found -1"),
+    ):
+        with pytest.raises(RuntimeError, match="vista::rms_norm: " + message):
+            call()

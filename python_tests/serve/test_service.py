@@ -127,6 +127,14 @@ def test_health_ready_and_schema(start):
     )
 
 
+def test_what_is_no_route_is_an_error_like_others(start):
+    app = start()
+    for path, status, message in (("/nope", 404, "Not Found"), ("/score", 405, "Method Not Allowed")):
+        answer = get(app, path)
+        assert answer.status_code == status and answer.json() == {"error": message}
+    assert answer.headers["allow"] == "POST"
+
+
 @pytest.mark.parametrize("user", [-(2**63), 2**63 - 1])
 def test_extreme_ids_and_no_candidates(start, user):
     (answer,) = call(start(), {"requests": [{"user": user, "items": []}, {"user": 1, "items": []}]})

@@ -27,6 +27,10 @@ class SyntheticTruth:
     oracle_auc: float
     no_history_auc: float
 
+    def __str__(self) -> str:
+        without, oracle = f"{self.no_history_auc:.3f}", f"{self.oracle_auc:.3f}"
+        return f"Without the history no score can exceed AUC {without} here; with it, {oracle}."
+
 
 def make_synthetic(
     target: Path | str,

@@ -101,7 +101,9 @@ def read_csv(
                 return str(path)
             # The parser separates by one character only; a file with "::" is small enough to rewrite in memory.
             with pa.input_stream(str(path)) as stream:
-                return pa.BufferReader(stream.read().replace(separator.encode(), b"\t"))
+                text = pa.BufferOutputStream()  # Arrow's memory: its threads may free it after the interpreter ended
+                text.write(stream.read().replace(separator.encode(), b"\t"))
+                return pa.BufferReader(text.getvalue())
 
         with csv.open_csv(source(), csv.ReadOptions(column_names=names, encoding=encoding), parse) as head:
             found.extend(head.schema.names)

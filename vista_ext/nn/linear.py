@@ -12,4 +12,4 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows `[..., in_features]` to `[..., out_features]`."""
-        return ops.linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+        return ops.linear(x, self.weight, self.bias)

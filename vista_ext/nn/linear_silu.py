@@ -15,8 +15,9 @@ class LinearSiLU(nn.Linear):
     """`silu(x W^T + b)` by `ops.linear_silu`; parameters and their names are those of `torch.nn.Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows `[..., in_features]` to `[..., out_features]`; float64, which the op does not take, by torch."""
-        if x.dtype == torch.float64:
+        """Rows `[..., in_features]` to `[..., out_features]`; float64 and a row by itself, which the op does not take,
+        by torch."""
+        if x.dtype == torch.float64 or x.dim() < 2:
             return functional.silu(super().forward(x))
         return ops.linear_silu(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
 

@@ -69,10 +69,15 @@ def refuse_scale_gradient(op: str, attn_scale: Tensor | None) -> None:
         raise RuntimeError(f"vista::{op}: attn_scale must not require a gradient (it is not differentiable), found one")
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where `x` is; there is none of "meta"."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast(x: Tensor, *others: Tensor | None) -> list[Any]:
     """The operands of a product in autocast's dtype, where that is on: what torch does for its own products."""
     operands: list[Tensor | None] = [x, *others]
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+    if not autocasts(x):
         return operands
     dtype = torch.get_autocast_dtype(x.device.type)
     return [None if operand is None else operand.to(dtype) for operand in operands]

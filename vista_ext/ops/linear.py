@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vista_ext import _C
-from vista_ext.ops._autograd import register_fake
+from vista_ext.ops._autograd import autocasts, register_fake
 
 _LEAST_ROWS, _LEAST_WIDTH = 4096, 128
 _HAS_TILES = _C.build_info()["cpu_isa"] == "amx"
@@ -27,27 +27,48 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     count as zero.
 
     Args:
-        x: `[total, in_features]`.
-        weight: `[out_features, in_features]`.
-        bias: `[out_features]`.
+        x: `[..., in_features]`.
+        weight: `[out_features, in_features]`, same dtype unless autocast is on.
+        bias: `[out_features]`, likewise.
+
+    Returns:
+        `[..., out_features]`.
 
     Raises:
-        RuntimeError: naming what was expected and what was found.
+        RuntimeError: naming the argument, what was expected and what was found.
     """
+    _check(x, weight, bias)
     if not _is_served(x, weight, bias):
         return functional.linear(x, weight, bias)
-    out: Tensor = torch.ops.vista.row_product(x, weight, bias)
-    return out
+    out: Tensor = torch.ops.vista.row_product(x.flatten(0, -2), weight, bias)
+    return out.unflatten(0, x.shape[:-1])
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if x.dim() == 0:
+        raise RuntimeError("vista::linear: x must have shape [..., in_features], found []")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        expected = f"[out_features, {x.shape[-1]}]"
+        raise RuntimeError(f"vista::linear: weight must have shape {expected}, found {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"vista::linear: bias must have shape [{weight.shape[0]}], found {list(bias.shape)}")
+    for name, operand in (("weight", weight), ("bias", bias)):
+        if operand is None:
+            continue
+        if operand.device != x.device:
+            raise RuntimeError(f"vista::linear: {name} must be on {x.device} as x is, found it on {operand.device}")
+        if operand.dtype != x.dtype and not autocasts(x):
+            raise RuntimeError(f"vista::linear: {name} must have the dtype of x, {x.dtype}, found {operand.dtype}")
 
 
 def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     operands = [x, weight, *([] if bias is None else [bias])]
     if not _HAS_TILES or not all(y.is_cpu and y.dtype == torch.float32 for y in operands):
         return False
-    if x.dim() != 2 or weight.dim() != 2 or min(weight.shape) < _LEAST_WIDTH or torch.is_autocast_enabled("cpu"):
+    if x.dim() < 2 or min(weight.shape) < _LEAST_WIDTH or autocasts(x):
         return False
     # Compiled code must not ask how many rows there are: it would be compiled anew for fewer.
-    return torch.compiler.is_compiling() or x.shape[0] >= _LEAST_ROWS
+    return torch.compiler.is_compiling() or x.shape[:-1].numel() >= _LEAST_ROWS
 
 
 @register_fake("vista::row_product")

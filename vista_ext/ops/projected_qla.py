@@ -1,12 +1,12 @@
 """Quasi-linear attention on projections of the rows (paper section 3.2): `qla_state` and `qla_apply` of `x W^T`.
 
-Keys and values are made while the state is summed up, queries while the output is written; none of them is ever a
-tensor. What autograd keeps is `x`, the weights and the state; the backward makes the projections anew.
+On a GPU keys and values are made while the state is summed up, queries while the output is written; none of them is a
+tensor there. What autograd keeps is `x`, the weights and the state; the backward makes the projections anew.
 
 With `norm_eps` the projections are those of `y = x / sqrt(mean(x^2) + norm_eps)`, row by row: an RMS norm whose own
 weight is folded into the columns of the projections (`weight * norm.weight`).
 
-On a GPU kernels serve bfloat16 and float16, a `dim` that is a multiple of 8, and equal head dims of 32, 64 or 128, if
+The kernels serve bfloat16 and float16, a `dim` that is a multiple of 8, and equal head dims of 32, 64 or 128, if
 the weights of a group of heads fit into the shared memory of the device. Whatever else the ops accept is composed of
 torch's products and the QLA ops: the same values, with the projections as tensors for as long as the call takes. On the
 CPU every call is composed, a few thousand rows at a time; where a gradient is wanted there, of all rows at once, and

@@ -32,9 +32,17 @@ def rms_norm(x: Tensor, weight: Tensor, *, norm_eps: float) -> Tensor:
         A tensor like x.
 
     Raises:
-        RuntimeError: naming what was expected and what was found.
+        RuntimeError: naming the argument, what was expected and what was found.
     """
-    ours = x.is_cpu and x.dtype in _DTYPES and weight.dtype == x.dtype and x.dim() > 0 and x.shape[-1] > 0
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise RuntimeError(f"vista::rms_norm: x must have shape [..., dim] with columns, found {list(x.shape)}")
+    if weight.shape != x.shape[-1:]:
+        raise RuntimeError(f"vista::rms_norm: weight must have shape [{x.shape[-1]}], found {list(weight.shape)}")
+    if weight.device != x.device:
+        raise RuntimeError(f"vista::rms_norm: weight must be on {x.device} as x is, found it on {weight.device}")
+    if not norm_eps >= 0:
+        raise RuntimeError(f"vista::rms_norm: norm_eps must not be negative, found {norm_eps}")
+    ours = x.is_cpu and x.dtype in _DTYPES and weight.dtype == x.dtype
     if not ours or torch.compiler.is_compiling():
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, norm_eps)
     out: Tensor = torch.ops.vista.weighted_rms_norm(x.reshape(-1, x.shape[-1]), weight, norm_eps=norm_eps)

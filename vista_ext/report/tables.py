@@ -24,10 +24,13 @@ class Table:
         """Print it."""
         table = require("rich.table", extra="run").Table(title=self.title, title_justify="left")
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*(_cell(value) for value in row))
-        require("rich.console", extra="run").Console().print(table)
+        console = require("rich.console", extra="run").Console()
+        if not console.is_terminal:
+            console.width = 1000  # more than any table takes: a file has no width
+        console.print(table)
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a row; what is not defined is None."""

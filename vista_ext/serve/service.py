@@ -179,10 +179,15 @@ def create_app(service: Service) -> Any:
     async def ready() -> Any:
         return responses.JSONResponse({"ready": service.ready} | service.facts, 200 if service.ready else 503)
 
+    async def refused(_: Any, error: Any) -> Any:
+        return fastapi.Response(error_body(str(error.detail)), error.status_code, error.headers, "application/json")
+
     async def metrics() -> Any:
         text, kind = service.metrics.text()
         return fastapi.Response(text, media_type=kind)
 
+    # What the framework refuses before a route does, such as a path that is none.
+    app.add_exception_handler(require("starlette.exceptions", extra="serve").HTTPException, refused)
     score.__annotations__ = {"request": fastapi.Request}  # as FastAPI reads it
     app.add_api_route("/score", score, methods=["POST"], openapi_extra={"requestBody": body})
     for path, route in (("/health", health), ("/ready", ready), ("/metrics", metrics)):

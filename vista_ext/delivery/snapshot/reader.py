@@ -1,8 +1,11 @@
-"""Reads snapshots: footers, pages, keys and records are compared with their checksums before they are used."""
+"""Reads snapshots: footers, pages, keys and records are compared with their checksums before they are used.
+
+Files are opened by Arrow and read into its memory. Of a Python file its threads would hold Python's, and to free that
+while the interpreter ends, as they may, aborts the process.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -153,11 +156,12 @@ def _read_erased(folder: Path, file: ErasedFile) -> tuple[np.ndarray, np.ndarray
     arrow, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
     where = f"snapshot {folder}: {ERASED}"
     try:
-        data = (folder / ERASED).read_bytes()
+        with arrow.OSFile(str(folder / ERASED)) as opened:
+            data = opened.read_buffer()
         if (len(data), zlib.crc32(data)) != (file.bytes, file.crc32):
             expected = f"{file.bytes} bytes of crc32 {file.crc32:#010x}"
             raise StoreError(f"{where}: expected {expected}, found {len(data)} of {zlib.crc32(data):#010x}")
-        table = parquet.read_table(io.BytesIO(data))
+        table = parquet.read_table(arrow.BufferReader(data))
         columns = [table.column(name).to_numpy().astype(np.int64) for name in ("user_id", "until")]
     except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise StoreError(f"{where}: {error}") from error
@@ -172,11 +176,10 @@ def _open(folder: Path, file: PartFile) -> Iterator[Any]:
     arrow, parquet = require("pyarrow", extra="run"), require("pyarrow.parquet", extra="run")
     where = f"snapshot {folder}: {file.path}"
     try:
-        with (folder / file.path).open("rb") as data:
+        with arrow.OSFile(str(folder / file.path)) as data:
             found = footer_crc32(data, file.bytes)
             if found != file.footer_crc32:
                 raise StoreError(f"{where}: footer crc32 expected {file.footer_crc32:#010x}, found {found:#010x}")
-            data.seek(0, io.SEEK_SET)
             opened = parquet.ParquetFile(data, page_checksum_verification=True)
             if opened.metadata.num_rows != file.rows:
                 raise StoreError(f"{where}: rows expected {file.rows}, found {opened.metadata.num_rows}")
