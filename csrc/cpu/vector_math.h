@@ -73,7 +73,7 @@ inline vf clamp(vf x, float low, float high) {
   return (vf)_mm512_maskz_scalef_ps(kAll, (__m512)(root + root * (r * p)), (__m512)n);
 }
 
-// 1 / x for x in [1, 2^126]: an estimate of 14 bits and a Newton step, a third of a division's time.
+// 1 / x for x in [1, 2^127): an estimate of 14 bits and a Newton step, a third of a division's time.
 inline vf reciprocal(vf x) {
   const vf y = (vf)_mm512_maskz_rcp14_ps(kAll, (__m512)x);
   return y + y * (1.f - x * y);
