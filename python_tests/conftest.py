@@ -1,9 +1,11 @@
 import multiprocessing
 import os
+import sys
 
 import hypothesis
 import pytest
 
+from vista_ext.cli import main
 from vista_ext.config import load_config
 from vista_ext.data.synthetic import make_synthetic
 
@@ -39,3 +41,17 @@ def tiny_config(tiny_data, tmp_path):
         return load_config(None, [*basics, *overrides])
 
     return config
+
+
+@pytest.fixture
+def here(monkeypatch, capfd, tmp_path):
+    """Run a command in this process, as main() would: its output, or the message it ends with."""
+
+    def here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vista", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as info:
+            main()
+        return info.value.code or capfd.readouterr().out
+
+    return here

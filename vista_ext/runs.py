@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 
 from vista_ext.config import FILE, ConfigError, RunConfig, load_config
+from vista_ext.data.batch import FeatureSchema
 from vista_ext.data.dataset import EventDataset
+from vista_ext.data.folder import read_ids
+from vista_ext.data.known import check_known, note_known
 from vista_ext.models import Ranker, Vista
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.serve.summarize import store_spec
@@ -48,8 +51,26 @@ class Run:
 
     @cached_property
     def dataset(self) -> EventDataset:
-        """The data set that the configuration names."""
-        return EventDataset(self.config.data.path)
+        """The data set that the configuration names. Items that came after the training are the unknown one, 0.
+
+        Raises:
+            DataError: it is damaged, or not the one that the run knows, grown or not (`data.known`).
+        """
+        trained = FeatureSchema.from_dict(self.checkpoint.manifest["schema"])
+        dataset = EventDataset(self.config.data.path, known_items=trained.num_items)
+        check_known(Path(self.config.folder), dataset.path, dataset.user_sources, dataset.item_sources)
+        return dataset
+
+    def user_rows(self) -> dict[str, int]:
+        """The users' rows by their ids of the origin, without reading the rest of the data set."""
+        data = Path(self.config.data.path)
+        users, items = read_ids(data)
+        check_known(Path(self.config.folder), data, users, items)
+        return {user: row for row, user in enumerate(users)}
+
+    def note_users(self) -> None:
+        """Note whose row is whose, before summaries are written: later data sets must agree (`data.known`)."""
+        note_known(Path(self.config.folder), self.dataset.user_sources, self.dataset.item_sources)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
