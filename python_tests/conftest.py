@@ -5,7 +5,6 @@ import sys
 import hypothesis
 import pytest
 
-from vista_ext.cli import main
 from vista_ext.config import load_config
 from vista_ext.data.synthetic import make_synthetic
 
@@ -46,6 +45,7 @@ def tiny_config(tiny_data, tmp_path):
 @pytest.fixture
 def here(monkeypatch, capfd, tmp_path):
     """Run a command in this process, as main() would: its output, or the message it ends with."""
+    from vista_ext.cli import main
 
     def here(*arguments):
         monkeypatch.setattr(sys, "argv", ["vista", *map(str, arguments)])

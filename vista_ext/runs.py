@@ -62,10 +62,12 @@ class Run:
         return dataset
 
     def user_rows(self) -> dict[str, int]:
-        """The users' rows by their ids of the origin, without reading the rest of the data set."""
-        data = Path(self.config.data.path)
+        """The users' rows by their ids of the origin, without reading the rest of the data set; noted as by
+        `note_users`, since something is to be written by them."""
+        folder, data = Path(self.config.folder), Path(self.config.data.path)
         users, items = read_ids(data)
-        check_known(Path(self.config.folder), data, users, items)
+        check_known(folder, data, users, items)
+        note_known(folder, users, items)
         return {user: row for row, user in enumerate(users)}
 
     def note_users(self) -> None:

@@ -67,7 +67,10 @@ def summarized(tmp_path, here):
     (tmp_path / "run.yaml").write_text("folder: run\ndata: {path: data}\ntrain: {epochs: 1}\nthreads: 1\n")
     here("train", "run.yaml", "model.options.num_seeds=4")
     assert "60 summaries written" in here("summarize", "run")
-    assert "2 users erased" in here("erase", "run/store", *ERASED, "--run", "run")
+    told = here("erase", "run/store", "nobody", "--run", "run")
+    assert told == "vista: --run run: expected ids of its data set, found others: users 'nobody'"
+    (tmp_path / "gone").write_text(f"{ERASED[1]}\n")
+    assert "2 users erased" in here("erase", "run/store", ERASED[0], "--file", "gone", "--run", "run")
     return tmp_path / "run"
 
 
