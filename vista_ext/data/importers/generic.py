@@ -147,9 +147,9 @@ def _read_before(
         raise DataError(file, "categories", expected, "none, as earlier versions wrote it")
     was = list(schema.tasks), list(schema.item_features), list(schema.context), "action" in categories
     now = tasks, features, context, action is not None
-    for what, expected, found in zip(("tasks", "item features", "context", "an action column"), was, now, strict=True):
-        if expected != found:
-            raise DataError(file, f"schema: {what}", f"{expected}, to be updated", f"{found} now")
+    for what, old, new in zip(("tasks", "item features", "context", "an action column"), was, now, strict=True):
+        if old != new:
+            raise DataError(file, f"schema: {what}", f"{old}, to be updated", f"{new} now")
     users, items = (tables[table]["source_id"].tolist() for table in ("users", "items"))
     return _Before(users, items, tables["items"], categories)
 
