@@ -11,7 +11,7 @@ import torch
 
 from vista_ext.config import FILE, ConfigError, RunConfig, load_config
 from vista_ext.data.batch import FeatureSchema
-from vista_ext.data.dataset import EventDataset
+from vista_ext.data.dataset import DataError, EventDataset
 from vista_ext.data.folder import read_ids
 from vista_ext.data.known import check_known, note_known
 from vista_ext.models import Ranker, Vista
@@ -71,7 +71,15 @@ class Run:
         return {user: row for row, user in enumerate(users)}
 
     def note_users(self) -> None:
-        """Note whose row is whose, before summaries are written: later data sets must agree (`data.known`)."""
+        """Note whose row is whose, before summaries are written: later data sets must agree (`data.known`).
+
+        Raises:
+            DataError: as `dataset`; or it has actions that came after the training, for which nothing stands in.
+        """
+        trained, found = self.checkpoint.manifest["schema"]["num_actions"], self.dataset.schema.num_actions
+        if found > trained:
+            expected = f"at most the {trained} actions of the training"
+            raise DataError(self.dataset.path / "meta.json", "schema: num_actions", expected, f"{found}: train again")
         note_known(Path(self.config.folder), self.dataset.user_sources, self.dataset.item_sources)
 
     @cached_property

@@ -12,32 +12,22 @@ from vista_ext.serve.summarize import summarize_users
 from vista_ext.serve.worker import open_stage2
 from vista_ext.store import LmdbStore
 
-COLUMNS = [
-    "--user",
-    "who",
-    "--item",
-    "what",
-    "--timestamp",
-    "when",
-    "--label",
-    "like=liked",
-    "--item-feature",
-    "b=brand",
-]
+COLUMNS = ["--user", "who", "--item", "what", "--timestamp", "when", "--label", "like=liked"]
+COLUMNS += ["--item-feature", "b=brand", "--action", "how"]
 USERS = [str(user) for user in range(10, 70)]
 LOG = [
-    (user, str(200 + (7 * int(user) + t * t) % 23), 1000 + 10 * t, (int(user) + t) % 2, f"b{t * t % 5}")
+    (user, str(200 + (7 * int(user) + t * t) % 23), 1000 + 10 * t, (int(user) + t) % 2, f"b{t * t % 5}", "view")
     for user in USERS
     for t in range(20)
 ]
 # One user, one item and one brand more, all of which sort first.
-NEW = [("1", "100", 1500, 1, "a"), ("1", "205", 1510, 0, "")]
+NEW = [("1", "100", 1500, 1, "a", "view"), ("1", "205", 1510, 0, "", "view")]
 ERASED = ["12", "40"]
 
 
 def write_log(path, rows):
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("who", "what", "when", "liked", "brand"), *rows])
+        csv.writer(file).writerows([("who", "what", "when", "liked", "brand", "how"), *rows])
 
 
 def rows_of(folder):
@@ -86,6 +76,11 @@ def test_everybody_keeps_his_summary(summarized, here, tmp_path):
     grown = summaries_of(summarized)
     assert all(torch.allclose(grown[user], summaries[user], atol=1e-5) for user in USERS)
     assert here("score", "run", "--user", "1", "--items", "100,205").splitlines()[2].startswith("1,205,0.")
+    # No action stands in for one that the model does not know.
+    write_log(tmp_path / "log.csv", [*LOG, (*NEW[0][:-1], "add")])
+    here("import", "generic", "log.csv", "data", *COLUMNS, "--update")
+    expected = "meta.json: schema: num_actions: expected at most the 1 actions of the training, found 2"
+    assert expected in here("refresh", "run")
     # The next one has to agree with this one.
     write_log(tmp_path / "log.csv", [*LOG, ("0", *NEW[0][1:])])
     shutil.rmtree(tmp_path / "data")
