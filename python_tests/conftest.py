@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -39,3 +40,18 @@ def tiny_config(tiny_data, tmp_path):
         return load_config(None, [*basics, *overrides])
 
     return config
+
+
+@pytest.fixture
+def here(monkeypatch, capfd, tmp_path):
+    """Run a command in this process, as main() would: its output, or the message it ends with."""
+    from vista_ext.cli import main
+
+    def here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vista", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as info:
+            main()
+        return info.value.code or capfd.readouterr().out
+
+    return here

@@ -101,6 +101,7 @@ def summarize(
 
     processes = Processes.from_environment()
     opened = Run.open(run, overrides or (), processes.device(device))
+    opened.note_users()
     before = first_moments(opened.dataset, split) if split else None
     choice = opened.config.store
     path = opened.split_store_path(split) if split else opened.store_path
@@ -150,6 +151,7 @@ def refresh(
 
     policy, processes = RefreshPolicy(min_events, max_wait, max_history, recompute_after), Processes.from_environment()
     opened = Run.open(run, overrides or (), processes.device(device))
+    opened.note_users()
     with (
         open_for_writing(opened.store_path, opened.store_spec()) as store,
         StateStore.open(opened.states_path, opened.state_spec()) if states else nullcontext() as kept,
@@ -325,6 +327,9 @@ def generic(
     context: Annotated[list[str] | None, typer.Option(help="name=column; repeat for more")] = None,
     split: Annotated[str, typer.Option(help="column of train, valid, test; by time per user without it")] = "",
     timestamp_unit: Annotated[str, typer.Option(help="s, ms, us or ns")] = "s",
+    update: Annotated[
+        bool, typer.Option("--update", help="replace the data set that is there; what it knows keeps its row numbers")
+    ] = False,
 ) -> None:
     """Any log in one file, by the names of its columns."""
     from vista_ext.data.importers import import_generic
@@ -341,6 +346,7 @@ def generic(
         context=_pairs("--context", context),
         split=split or None,
         timestamp_unit=timestamp_unit,
+        update=update,
     )
 
 

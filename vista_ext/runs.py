@@ -10,7 +10,10 @@ from pathlib import Path
 import torch
 
 from vista_ext.config import FILE, ConfigError, RunConfig, load_config
-from vista_ext.data.dataset import EventDataset
+from vista_ext.data.batch import FeatureSchema
+from vista_ext.data.dataset import DataError, EventDataset
+from vista_ext.data.folder import read_ids
+from vista_ext.data.known import check_known, note_known
 from vista_ext.models import Ranker, Vista
 from vista_ext.ops.cache_rows import Scheme
 from vista_ext.serve.summarize import store_spec
@@ -48,8 +51,36 @@ class Run:
 
     @cached_property
     def dataset(self) -> EventDataset:
-        """The data set that the configuration names."""
-        return EventDataset(self.config.data.path)
+        """The data set that the configuration names. Items that came after the training are the unknown one, 0.
+
+        Raises:
+            DataError: it is damaged, or not the one that the run knows, grown or not (`data.known`).
+        """
+        trained = FeatureSchema.from_dict(self.checkpoint.manifest["schema"])
+        dataset = EventDataset(self.config.data.path, known_items=trained.num_items)
+        check_known(Path(self.config.folder), dataset.path, dataset.user_sources, dataset.item_sources)
+        return dataset
+
+    def user_rows(self) -> dict[str, int]:
+        """The users' rows by their ids of the origin, without reading the rest of the data set; noted as by
+        `note_users`, since something is to be written by them."""
+        folder, data = Path(self.config.folder), Path(self.config.data.path)
+        users, items = read_ids(data)
+        check_known(folder, data, users, items)
+        note_known(folder, users, items)
+        return {user: row for row, user in enumerate(users)}
+
+    def note_users(self) -> None:
+        """Note whose row is whose, before summaries are written: later data sets must agree (`data.known`).
+
+        Raises:
+            DataError: as `dataset`; or it has actions that came after the training, for which nothing stands in.
+        """
+        trained, found = self.checkpoint.manifest["schema"]["num_actions"], self.dataset.schema.num_actions
+        if found > trained:
+            expected = f"at most the {trained} actions of the training"
+            raise DataError(self.dataset.path / "meta.json", "schema: num_actions", expected, f"{found}: train again")
+        note_known(Path(self.config.folder), self.dataset.user_sources, self.dataset.item_sources)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

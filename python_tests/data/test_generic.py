@@ -1,5 +1,7 @@
 """Own logs, as CSV and as Parquet."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -109,3 +111,95 @@ def test_milliseconds_taken_for_seconds_are_caught(log, tmp_path):
     pa.parquet.write_table(table, tmp_path / "ms.parquet")
     with pytest.raises(DataError, match=r"ms\.parquet: when: expected values from 0 to"):
         import_generic(tmp_path / "ms.parquet", tmp_path / "set", **MAPPING | {"timestamp_unit": "s"})
+
+
+GROWN = {
+    "who": ["0", "b", "c", "a"],
+    "what": [5, 20, 5, 20],
+    "when": [7_000, 7_000, 8_000, 9_000],
+    "clicked": [1, 1, 0, 1],
+    "bought": [0.0, 0.0, 1.0, 0.0],
+    "how": ["add", "view", "buy", "add"],
+    "brand": ["a", "", "a", "w"],
+    "device": ["car", "tv", "web", "car"],
+    "part": ["train", "train", "train", "test"],
+}
+COLUMNS = MAPPING | {"action": "how"}
+
+
+def test_an_update_keeps_what_has_a_code(tmp_path):
+    """New users, items, actions, features and context that sort first come last; what is gone from the log stays."""
+    pa.parquet.write_table(pa.table(LOG), tmp_path / "log.parquet")
+    pa.parquet.write_table(pa.table(GROWN), tmp_path / "grown.parquet")
+    import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS, update=True)  # nothing there yet
+    first = EventDataset(tmp_path / "set")
+    import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS, update=True)
+    assert json.loads((tmp_path / "set" / "meta.json").read_text())["schema"] == first.schema.to_dict()
+    import_generic(tmp_path / "grown.parquet", tmp_path / "set", **COLUMNS, split="part", update=True)
+    grown = EventDataset(tmp_path / "set")
+    assert grown.user_sources == [*first.user_sources, "0", "c"] == ["a", "b", "0", "c"]
+    assert grown.item_sources == [*first.item_sources, "5"] == ["10", "20", "30", "5"]
+    assert first.item_features[:, 0].tolist() == [0, 1, 0, 2]
+    assert grown.item_features[:, 0].tolist() == [0, 1, 4, 2, 3]  # 20 got its first brand, w; a is that of 5
+    assert grown.schema.item_features == {"brand": 5} and grown.schema.context == {"device": 4}
+    assert json.loads((tmp_path / "set" / "meta.json").read_text())["categories"] == {
+        "item_brand": ["x", "y", "a", "w"],
+        "ctx_device": ["phone", "tv", "web", "car"],
+        "action": ["buy", "skip", "view", "add"],
+    }
+    history = grown.histories(torch.arange(4), None, 10)
+    assert history.seq_offsets.tolist() == [0, 1, 2, 3, 4]
+    assert history.items.tolist() == [2, 2, 4, 4] and history.actions.tolist() == [3, 2, 3, 0]
+    assert grown.samples("train").context[:, 0].tolist() == [1, 3, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grown.parquet", "log.parquet", "set"]
+
+
+def test_items_that_a_model_does_not_know(tmp_path):
+    pa.parquet.write_table(pa.table(LOG), tmp_path / "log.parquet")
+    import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS, split="part")
+    dataset = EventDataset(tmp_path / "set", known_items=2)
+    assert dataset.schema.num_items == 2 and dataset.item_features.tolist() == [[0], [1], [0]]
+    assert dataset.histories(torch.tensor([1]), None, 10).items.tolist() == [1, 2, 0, 1]
+    assert dataset.samples("valid").items.tolist() == [0]
+    assert [dataset.item_index(item) for item in ("10", "20", "30")] == [1, 2, 0]
+    assert EventDataset(tmp_path / "set", known_items=3).schema == EventDataset(tmp_path / "set").schema
+
+
+def test_an_update_of_something_else_is_refused(tmp_path):
+    pa.parquet.write_table(pa.table(LOG), tmp_path / "log.parquet")
+    import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    for change, message in (
+        ({"update": False}, r"set: expected no such folder yet, an empty one, or `update` .*, found something"),
+        (
+            {"labels": {"click": "clicked"}},
+            r"schema: tasks: expected \['click', 'buy'\], to be updated, found \['click'\]",
+        ),
+        ({"item_features": {}}, r"schema: item features: expected \['brand'\]"),
+        ({"context": {"tab": "device"}}, r"schema: context: expected \['device'\]"),
+        ({"action": None}, r"schema: an action column: expected True, to be updated, found False now"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS | {"update": True} | change)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+    meta = json.loads(before["meta.json"])
+    for damage, message in (({}, "found none, as earlier versions wrote it"), ({"categories": [1]}, "lists of texts")):
+        left = {key: value for key, value in meta.items() if key != "categories"} | damage
+        (tmp_path / "set" / "meta.json").write_text(json.dumps(left))
+        with pytest.raises(DataError, match=message):
+            import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS, update=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(DataError, match=r"meta\.json: expected the description of a data set, found no such file"):
+        import_generic(tmp_path / "log.parquet", tmp_path / "other", **COLUMNS, update=True)
+
+
+def test_an_update_that_was_killed_between_its_renames(tmp_path):
+    pa.parquet.write_table(pa.table(LOG), tmp_path / "log.parquet")
+    pa.parquet.write_table(pa.table(GROWN), tmp_path / "grown.parquet")
+    import_generic(tmp_path / "log.parquet", tmp_path / "set", **COLUMNS)
+    (tmp_path / "set").rename(tmp_path / ".set.old")
+    assert EventDataset(tmp_path / "set").user_sources == ["a", "b"]
+    import_generic(tmp_path / "grown.parquet", tmp_path / "set", **COLUMNS, update=True)
+    assert EventDataset(tmp_path / "set").user_sources == ["a", "b", "0", "c"]
+    assert not (tmp_path / ".set.old").exists()

@@ -11,25 +11,10 @@ import torch
 from python_tests.delivery.servers import nats_server
 from python_tests.delivery.workers import SPEC, content, rows_of, summaries_of
 from python_tests.test_cli import vista
-from vista_ext.cli import main
 from vista_ext.delivery.address import parse
 from vista_ext.store import LmdbStore, StoreSpec
 
 LAYOUT = ["--layout", "int8,4,128", "--model-version", "3"]
-
-
-@pytest.fixture
-def here(monkeypatch, capfd, tmp_path):
-    """Run a command in this process, as main() would: its output, or the message it ends with."""
-
-    def here(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vista", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as info:
-            main()
-        return info.value.code or capfd.readouterr().out
-
-    return here
 
 
 def fill(path, users, generation):
@@ -186,6 +171,7 @@ def test_a_poison_record_is_reported(tmp_path, here, caplog):
         (["erase", "store"], "expected user ids or --file, found neither"),
         (["erase", "store", str(2**63)], "users must be an integer from -9223372036854775808"),
         (["erase", "store", "--file", "store/data.mdb"], "--file: store/data.mdb: "),
+        (["erase", "store", "u7"], "users must be a user id, found 'u7' (--run takes ids of the source)"),
         (["snapshot", "export", "store", "store"], "expected a path where nothing is"),
         (["snapshot", "export", "store", "new", "--buckets", "3"], "buckets must be a power of two, found 3"),
         (["snapshot", "import", "store", "new"], "no _SUCCESS, so it is not a snapshot"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,24 +45,30 @@ class EventDataset:
 
     Args:
         path: a folder as written by `write_dataset`.
+        known_items: items with higher ids become item 0, the unknown one, for a model that was trained before they
+            came; None for no limit.
 
     Attributes:
         name, source: from meta.json.
         schema: the features.
         item_features: int64 `[num_items + 1, features]`, columns as in the schema; row 0 (unknown item) is zeros.
-        user_sources, item_sources: the ids of the origin, as strings; of user i, and of item i + 1.
+        user_sources, item_sources: the ids of the origin, as strings; of user i, and of item i + 1, known or not.
 
     Raises:
         DataError: naming the file and column that is wrong, what was expected and what was found.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, known_items: int | None = None) -> None:
         self.path = Path(path)
         self.name, self.source, self.schema, tables = read_folder(self.path)
         items, users, events, samples = (tables[table] for table in ("items", "users", "events", "samples"))
         self.user_sources: list[str] = users["source_id"].tolist()
         self.item_sources: list[str] = items["source_id"].tolist()
         features = _stack([items[name] for name in self.schema.item_features], self.schema.num_items, np.int64)
+        if known_items is not None and known_items < self.schema.num_items:
+            self.schema, features = replace(self.schema, num_items=known_items), features[:known_items]
+            for table in (events, samples):
+                table["item_id"] = np.where(table["item_id"] > known_items, 0, table["item_id"])
         self.item_features = torch.cat([torch.zeros_like(features[:1]), features])
         self._events = {name: events[name] for name in ("item_id", "action", "timestamp")}
         self._offsets = np.searchsorted(events["user_id"], np.arange(self.num_users + 1))
@@ -94,7 +100,8 @@ class EventDataset:
         return self._index(self._user_ids, "users.parquet", source_id)
 
     def item_index(self, source_id: str) -> int:
-        """The item id (1 to num_items) of an id of the origin; DataError if there is none."""
+        """The item id (1 to num_items, 0 of an item that is not known) of an id of the origin; DataError if there is
+        none."""
         return self._index(self._item_ids, "items.parquet", source_id)
 
     def split_size(self, split: str) -> int:
@@ -298,7 +305,8 @@ class EventDataset:
 
     @cached_property
     def _item_ids(self) -> dict[str, int]:
-        return {source: index for index, source in enumerate(self.item_sources, 1)}
+        known = self.schema.num_items
+        return {source: index if index <= known else 0 for index, source in enumerate(self.item_sources, 1)}
 
     def _index(self, ids: dict[str, int], file: str, source_id: str) -> int:
         if source_id not in ids:

@@ -32,6 +32,8 @@ def write_dataset(
     users: Mapping[str, Any],
     events: Mapping[str, Any],
     samples: Mapping[str, Any],
+    categories: Mapping[str, list[str]] | None = None,
+    replace: bool = False,
 ) -> None:
     """Validate, sort and write a data set; the folder appears only once it is complete.
 
@@ -44,12 +46,14 @@ def write_dataset(
         events: integers `user_id`, `timestamp` (s), `item_id`, `action`, in any order; the order of equal
             (user, timestamp) is kept.
         samples: `user_id`, `timestamp`, `item_id`, `split`, `label_<task>` in [0, 1], `ctx_<name>`, in any order.
+        categories: what codes stand for, in their order: of `action`, `ctx_<name>`, and `item_<feature>` from 1 on.
+        replace: a data set that is there; until the new one is complete it stays.
 
     Raises:
         DataError: naming the file and the column that is wrong.
     """
     target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if is_taken(target) and not (replace and (target / "meta.json").is_file()):
         raise DataError(target, None, "no such folder yet, or an empty one", "something that would be overwritten")
     given: dict[str, Mapping[str, Any]] = {
         "items": {"item_id": np.arange(1, schema.num_items + 1)} | dict(items),
@@ -77,10 +81,62 @@ def write_dataset(
             arrays = {column: pa.array(values[column], kind) for column, kind in types}
             parquet.write_table(pa.table(arrays), file, compression="zstd", write_page_checksum=True)
         meta = {"format": FORMAT, "name": name, "schema": schema.to_dict(), "source": source}
+        if categories is not None:
+            meta["categories"] = dict(categories)
         (unfinished / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        if replace and is_taken(target):  # a full folder cannot be renamed onto: `present` knows where the old one is
+            shutil.rmtree(_aside(target), ignore_errors=True)
+            target.rename(_aside(target))
         unfinished.rename(target)
+        if replace:
+            shutil.rmtree(_aside(target), ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a data set written there would overwrite something."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def read_categories(folder: Path) -> dict[str, list[str]] | None:
+    """What codes stand for, as `write_dataset` was told; None if it was not.
+
+    Raises:
+        DataError: meta.json is damaged.
+    """
+    file = present(folder) / "meta.json"
+    _read_meta(file)
+    found: dict[str, list[str]] | None = json.loads(file.read_text(encoding="utf-8")).get("categories")
+    if found is not None and not (isinstance(found, dict) and all(map(_is_texts, found.values()))):
+        raise DataError(file, "categories", "lists of texts", repr(found)[:60])
+    return found
+
+
+def read_ids(folder: Path) -> tuple[list[str], list[str]]:
+    """The ids of the origin alone, of users and of items.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    users, items = (
+        read_parquet(present(folder) / f"{table}.parquet", {"source_id": "string"})["source_id"].tolist()
+        for table in ("users", "items")
+    )
+    return users, items
+
+
+def _is_texts(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def present(folder: Path) -> Path:
+    """The folder, or where `write_dataset` was killed while it replaced it."""
+    return _aside(folder) if not folder.exists() and _aside(folder).exists() else folder
 
 
 def read_folder(folder: Path) -> tuple[str, str, FeatureSchema, dict[str, Table]]:
@@ -89,6 +145,7 @@ def read_folder(folder: Path) -> tuple[str, str, FeatureSchema, dict[str, Table]
     Raises:
         DataError: naming the file and column that is wrong, what was expected and what was found.
     """
+    folder = present(folder)
     name, source, schema = _read_meta(folder / "meta.json")
     columns = _columns(folder, schema)
     tables = {table: read_parquet(folder / f"{table}.parquet", columns[table]) for table in columns}

@@ -152,8 +152,17 @@ def snapshot_diff(
 
 def erase(
     store: Store,
-    users: Annotated[list[int] | None, typer.Argument(help="user ids, as in the store")] = None,
+    users: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="user ids of the store: row numbers of users.parquet, not the ids that `vista score` takes"
+        ),
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="a user id on each line")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="folder of the run: user ids are those of the source, as `vista score` takes them"),
+    ] = None,
     until: Annotated[int | None, typer.Option(help="event time in seconds; by default now, of this clock")] = None,
 ) -> None:
     """Erase users, here and, through feed, queue and snapshots, wherever their summaries went. Nothing of them with an
@@ -163,7 +172,8 @@ def erase(
     from vista_ext.store import LmdbStore
     from vista_ext.store.checks import check_integer
 
-    ids = [*(users or ()), *(_ids(file) if file else ())]
+    given = [("users", user) for user in users or ()] + (_ids(file) if file else [])
+    ids = _rows_of(run, given) if run else [_integer(where, text) for where, text in given]
     for user in ids:
         check_integer("erase", "users", user, -(2**63))
     chosen = torch.tensor(ids, dtype=torch.int64)
@@ -243,19 +253,31 @@ def _options(path: Path | None) -> dict[str, Any]:
     return values
 
 
-def _ids(path: Path) -> list[int]:
-    found = []
+def _ids(path: Path) -> list[tuple[str, str]]:
+    """Where a user id stands, and the id."""
     try:
         lines = path.read_text().split("\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"--file: {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if text := line.strip():
-            try:
-                found.append(int(text))
-            except ValueError as error:
-                raise ValueError(f"--file: {path}: line {number} must be a user id, found {text[:40]!r}") from error
-    return found
+    stripped = enumerate(map(str.strip, lines), 1)
+    return [(f"--file: {path}: line {number}", text) for number, text in stripped if text]
+
+
+def _integer(where: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{where} must be a user id, found {text[:40]!r} (--run takes ids of the source)") from error
+
+
+def _rows_of(run: Path, given: list[tuple[str, str]]) -> list[int]:
+    """The users of a store by their ids of the source."""
+    from vista_ext.runs import Run
+
+    rows = Run.open(run).user_rows()
+    if unknown := [f"{where} {text[:40]!r}" for where, text in given if text not in rows]:
+        raise ValueError(f"--run {run}: expected ids of its data set, found others: {', '.join(unknown[:5])}")
+    return [rows[text] for _, text in given]
 
 
 def _layout(text: str, model_version: int) -> Any:

@@ -67,6 +67,7 @@ def summarize_on_ray(
     """
     data: Any = require("ray.data", extra="ray")
     run = Run.open(folder, overrides)
+    run.note_users()
     done = data.range(run.dataset.num_users).map_batches(
         _Actor,
         fn_constructor_args=(folder, server, split, list(overrides), device),

@@ -339,8 +339,12 @@ def open_stage2(source: str, device: str = "cpu") -> tuple[Any, Path | None]:
     """A callable stage 2 of an exported model or of a run, and where the run's store is."""
     if is_package(source):
         return Package(source), None
+    from vista_ext.data.known import check_known
     from vista_ext.runs import Run
     from vista_ext.serve.export import LiveModel
 
     run = Run.open(source, device=device)
+    data = Path(run.config.data.path)
+    if (data / "users.parquet").is_file():  # who serves may have no data; who has maps the ids of calls by it
+        check_known(Path(source), data)
     return LiveModel(run), run.store_path

@@ -19,6 +19,7 @@ from torch import nn
 from vista_ext.config import RunConfig, save_config
 from vista_ext.data.batch import Batch
 from vista_ext.data.dataset import EventDataset
+from vista_ext.data.known import check_known, note_known
 from vista_ext.models import Ranker, build_model
 from vista_ext.processes import Processes
 from vista_ext.progress import track
@@ -65,12 +66,14 @@ def train(
     Raises:
         CheckpointError: if the folder holds a checkpoint that is damaged, or of another configuration, of more epochs,
             or of another number of processes.
+        DataError: if the folder is that of a run of other users or items (`data.known`).
         ValueError: if there is nothing to train on; `train.parallel` "torchrec" in a process alone.
         MissingExtraError: "torchrec" without TorchRec.
         FloatingPointError: if the loss is not finite.
     """
     if not dataset.split_size("train"):
         raise ValueError(f"{dataset.path}: the train split is empty, expected samples to train on")
+    check_known(Path(config.folder), dataset.path, dataset.user_sources, dataset.item_sources)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -128,6 +131,7 @@ class _Training:
         with ExitStack() as stack:
             if not self.processes.rank:
                 save_config(config)  # not before: the file of a run that cannot go on like this stays as it is
+                note_known(self.folder, self.dataset.user_sources, self.dataset.item_sources)
                 self.records = stack.enter_context(Records(self.folder, position.step))
             while position.epoch < config.train.epochs and not _is_done(config, position):
                 self._train_epoch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,22 @@ def concat(tables: list[Table]) -> Table:
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
-def dense(values: Array) -> tuple[Array, Array]:
-    """Codes from 0 of values, and the sorted different values: int64 [m], [codes]."""
+def dense(values: Array, known: Sequence[str] = ()) -> tuple[Array, Array]:
+    """Codes from 0 of values, and what they stand for: int64 [m], [codes].
+
+    Args:
+        known: values of the first codes, whether they occur or not; the other values follow, sorted.
+    """
+    codes, names = _sorted_codes(values)
+    if not known:
+        return codes, names
+    place = {name: code for code, name in enumerate(known)}
+    for name in names.tolist():
+        place.setdefault(name, len(place))
+    return np.array([place[name] for name in names.tolist()], np.int64)[codes], np.array(list(place), object)
+
+
+def _sorted_codes(values: Array) -> tuple[Array, Array]:
     if values.dtype != object:
         unique, codes = np.unique(values, return_inverse=True)
         return codes.astype(np.int64), unique
@@ -44,25 +59,28 @@ def dense(values: Array) -> tuple[Array, Array]:
     return rank[encoded.indices.to_numpy()], names[order]
 
 
-def feature_codes(keys: Array, values: Array, wanted: Array, unknown: Array) -> tuple[Array, int]:
+def feature_codes(
+    keys: Array, values: Array, wanted: Array, unknown: Array, known: Sequence[str] = ()
+) -> tuple[Array, list[str]]:
     """Codes of a categorical feature for `wanted` keys, dense over the values that occur, 0 where none is known.
 
     Args:
         keys, values: the feature as a table; of a repeated key the first row counts.
         unknown: bool like `values`, rows that say nothing.
+        known: values of the first codes from 1 on, as for `dense`.
 
     Returns:
-        int64 like `wanted`, and the number of values including 0.
+        int64 like `wanted`, and what the codes from 1 on stand for.
     """
     present, first = np.unique(keys[~unknown], return_index=True)
     if not len(present):
-        return np.zeros(len(wanted), np.int64), 1
+        return np.zeros(len(wanted), np.int64), list(known)
     at = np.minimum(np.searchsorted(present, wanted), len(present) - 1)
-    known = present[at] == wanted
+    found = present[at] == wanted
     result = np.zeros(len(wanted), np.int64)
-    codes, names = dense(values[~unknown][first][at[known]])
-    result[known] = codes + 1
-    return result, len(names) + 1
+    codes, names = dense(values[~unknown][first][at[found]], known)
+    result[found] = codes + 1
+    return result, names.tolist()
 
 
 def positions(users: Array, times: Array) -> tuple[Array, Array]:

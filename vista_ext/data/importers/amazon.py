@@ -65,7 +65,7 @@ def import_amazon(
     item, asins = dense(reviews["asin"])
     time = strictly_increasing(user, reviews["unixReviewTime"])
     asin, category = _categories(meta_file, set(asins.tolist()))
-    categories, count = feature_codes(asin, category, asins, unknown=category == "")
+    categories, names = feature_codes(asin, category, asins, unknown=category == "")
 
     place, reviewed = positions(user, time)
     sample = np.flatnonzero(place > 0)
@@ -74,7 +74,7 @@ def import_amazon(
     write_dataset(
         target,
         name="amazon",
-        schema=FeatureSchema(len(asins), num_actions=1, item_features={"category": count}, tasks=("bought",)),
+        schema=FeatureSchema(len(asins), num_actions=1, item_features={"category": len(names) + 1}, tasks=("bought",)),
         source=f"Amazon product data, McAuley et al. 2015 ({reviews_file.name}); the origin states no licence",
         items={"source_id": asins, "category": categories},
         users={"source_id": users},

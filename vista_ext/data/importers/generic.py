@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from vista_ext.data.batch import FeatureSchema
-from vista_ext.data.folder import MAX_TIMESTAMP, SPLITS, write_dataset
+from vista_ext.data.folder import MAX_TIMESTAMP, SPLITS, is_taken, present, read_categories, read_folder, write_dataset
 from vista_ext.data.importers._common import check_fraction, check_not_empty, dense, feature_codes, latest, split_names
 from vista_ext.data.tables import Array, DataError, Kind, Table, check_range, read_csv, read_parquet
 
@@ -32,6 +33,7 @@ def import_generic(
     valid_fraction: float = 0.1,
     name: str = "generic",
     description: str = "",
+    update: bool = False,
 ) -> None:
     """Write a log as an event data set. Every row is an event and a sample.
 
@@ -51,9 +53,13 @@ def import_generic(
         test_fraction: share of the rows that is test.
         valid_fraction: share of the other rows that is valid.
         name, description: for the data set; the description says where it came from.
+        update: replace the data set that is in `target` by this log. Users, items, actions and values of features keep
+            the codes that they have there, also those that the log has no more, and new ones follow: a run, its
+            stores and their erasures stay right. Without a data set there, the same as without `update`.
 
     Raises:
-        DataError: the file or a column is missing or damaged, or a value out of range.
+        DataError: the file or a column is missing or damaged, or a value out of range; there is something at `target`,
+            or, with `update`, not a data set with these tasks, features and context.
         ValueError: an option is out of range, or one column is asked to be two kinds of things.
     """
     check_fraction("test_fraction", test_fraction)
@@ -68,30 +74,36 @@ def import_generic(
         if columns.setdefault(column, kind) != kind:
             raise ValueError(f"column {column!r} is asked to be {columns[column]} and {kind}: a column has one use")
 
-    file = Path(source)
+    file, target = Path(source), Path(target)
+    if is_taken(target) and not update:
+        expected = "no such folder yet, an empty one, or `update` (--update), which keeps the codes of what is known"
+        raise DataError(target, None, expected, "something that would be overwritten")
+    before = _read_before(target, list(labels), list(item_features), list(context), action) if update else _Before()
     rows = (read_parquet if file.suffix == ".parquet" else read_csv)(file, columns)
     check_not_empty(file, rows[timestamp])
     check_range(file, timestamp, rows[timestamp], 0, MAX_TIMESTAMP * UNITS[timestamp_unit])
     for column in labels.values():
         check_range(file, column, rows[column], 0, 1)
     time = rows[timestamp] // UNITS[timestamp_unit]
-    user_code, users = dense(rows[user])
-    item_code, items = dense(rows[item])
-    features, counts = _item_features(rows, item, items, item_features)
-    codes = {feature: dense(rows[column]) for feature, column in context.items()}
+    user_code, users = dense(rows[user], before.users)
+    item_code, items = dense(rows[item], before.items)
+    features, values_of = _item_features(rows, item, items, item_features, before)
+    codes = {name: dense(rows[column], before.categories.get(f"ctx_{name}", ())) for name, column in context.items()}
+    categories = {f"item_{feature}": names for feature, names in values_of.items()}
+    categories |= {f"ctx_{feature}": names.tolist() for feature, (_, names) in codes.items()}
     if action is None:
         bits = [(rows[column] > 0.5) << place for place, column in enumerate(labels.values())]
         actions, num_actions = np.sum(bits, axis=0, dtype=np.int64), 2 ** len(bits)
     else:
-        actions, names = dense(rows[action])
-        num_actions = len(names)
+        actions, names = dense(rows[action], before.categories.get("action", ()))
+        num_actions, categories["action"] = len(names), names.tolist()
     write_dataset(
         target,
         name=name,
         schema=FeatureSchema(
             len(items),
             num_actions,
-            counts,
+            {feature: len(names) + 1 for feature, names in values_of.items()},
             {feature: len(values) for feature, (_, values) in codes.items()},
             tuple(labels),
         ),
@@ -107,7 +119,39 @@ def import_generic(
             **{f"label_{task}": rows[column] for task, column in labels.items()},
             **{f"ctx_{feature}": values for feature, (values, _) in codes.items()},
         },
+        categories=categories,
+        replace=update,
     )
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What has codes already: ids of users and items, codes of item features by item, values by column."""
+
+    users: list[str] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    features: Table = field(default_factory=dict)
+    categories: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _read_before(
+    target: Path, tasks: list[str], features: list[str], context: list[str], action: str | None
+) -> _Before:
+    """The data set that an update replaces; nothing is known if there is none."""
+    if not is_taken(present(target)):
+        return _Before()
+    _, _, schema, tables = read_folder(target)
+    categories, file = read_categories(target), target / "meta.json"
+    if categories is None:
+        expected = "what the codes stand for: import the log that this data set was made from into a new folder, once"
+        raise DataError(file, "categories", expected, "none, as earlier versions wrote it")
+    was = list(schema.tasks), list(schema.item_features), list(schema.context), "action" in categories
+    now = tasks, features, context, action is not None
+    for what, old, new in zip(("tasks", "item features", "context", "an action column"), was, now, strict=True):
+        if old != new:
+            raise DataError(file, f"schema: {what}", f"{old}, to be updated", f"{new} now")
+    users, items = (tables[table]["source_id"].tolist() for table in ("users", "items"))
+    return _Before(users, items, tables["items"], categories)
 
 
 def _roles(
@@ -130,13 +174,18 @@ def _roles(
 
 
 def _item_features(
-    rows: Table, item: str, items: Array, item_features: Mapping[str, str]
-) -> tuple[Table, dict[str, int]]:
-    features, counts = {}, {}
+    rows: Table, item: str, items: Array, item_features: Mapping[str, str], before: _Before
+) -> tuple[Table, dict[str, list[str]]]:
+    """Codes of the features of all items, and what they stand for."""
+    features, categories = {}, {}
     for feature, column in item_features.items():
-        values = rows[column]
-        features[feature], counts[feature] = feature_codes(rows[item], values, items, unknown=values == "")
-    return features, counts
+        values, known = rows[column], before.categories.get(f"item_{feature}", ())
+        codes, categories[feature] = feature_codes(rows[item], values, items, values == "", known)
+        if before.items:  # what the log does not say any more stays as it was
+            old = codes[: len(before.items)]
+            np.copyto(old, before.features[feature], where=old == 0)
+        features[feature] = codes
+    return features, categories
 
 
 def _by_time(time: Array, test_fraction: float, valid_fraction: float) -> Array:

@@ -162,5 +162,6 @@ def _video_features(folder: Path, videos: Array) -> tuple[Table, dict[str, int]]
     first_tag = np.array([tag.partition(",")[0] for tag in table["tag"]], object)
     features, counts = {}, {}
     for name, values in (("author", table["author_id"]), ("tag", first_tag)):
-        features[name], counts[name] = feature_codes(table["video_id"], values, videos, unknown=values == "")
+        features[name], names = feature_codes(table["video_id"], values, videos, unknown=values == "")
+        counts[name] = len(names) + 1
     return features, counts

@@ -73,7 +73,8 @@ def import_movielens(
         ("genre", genre, (genre == "") | (genre == "(no genres listed)")),
         ("year", year // YEARS_PER_BUCKET, year == 0),
     ):
-        features[name], counts[name] = feature_codes(movies["movieId"], values, films, unknown)
+        features[name], names = feature_codes(movies["movieId"], values, films, unknown)
+        counts[name] = len(names) + 1
     write_dataset(
         target,
         name="movielens",
