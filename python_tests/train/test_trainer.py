@@ -12,7 +12,7 @@ import torch
 
 from vista_ext.config import load_config, save_config
 from vista_ext.data.dataset import EventDataset
-from vista_ext.train.checkpoint import CheckpointError, open_checkpoint
+from vista_ext.train.checkpoint import CheckpointError, open_checkpoint, save_checkpoint
 from vista_ext.train.evaluate import predict, quality
 from vista_ext.train.records import read_records
 from vista_ext.train.trainer import train
@@ -151,6 +151,23 @@ def test_a_checkpoint_between_its_two_renames_is_found(tiny_config):
     right = weights(config.folder)
     best.rename(best.with_name(".best.old"))
     assert all(torch.equal(value, right[key]) for key, value in open_checkpoint(best).tensors("model").items())
+
+
+def test_a_second_kill_between_the_renames_loses_no_checkpoint(tiny_config, monkeypatch):
+    config = tiny_config("train.epochs=1")
+    model = train(config, EventDataset(config.data.path))
+    best = Path(config.folder) / "checkpoints" / "best"
+    best.rename(best.with_name(".best.old"))
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        save_checkpoint(best, model, None, {})
+    assert open_checkpoint(best).model() is not None
+    save_checkpoint(best, model, None, {})
+    assert best.exists() and not best.with_name(".best.old").exists()
 
 
 def test_nothing_to_train_on(tiny_config, tiny_data, tmp_path, monkeypatch):

@@ -111,10 +111,10 @@ def save_checkpoint(
         _write(unfinished / f"{name}.safetensors", content)
     _write(unfinished / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     # A folder cannot be renamed onto one that is not empty, so an old one steps aside first; `open_checkpoint` looks
-    # there when a kill falls between the two renames.
+    # there when a kill falls between the two renames, and until the next one is in place it is all there is.
     aside = path.with_name(f".{path.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
     if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
     unfinished.rename(path)
     shutil.rmtree(aside, ignore_errors=True)
