@@ -16,8 +16,6 @@ inline float read_half(const uint8_t* at) {
   return static_cast<float>(half);
 }
 
-constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
-
 constexpr int64_t payload_bytes(RowScheme scheme, int64_t values) {
   return scheme == RowScheme::kInt4 ? values / 2 : values;
 }

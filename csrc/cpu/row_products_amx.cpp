@@ -13,7 +13,6 @@ constexpr int64_t kTimesRows = 128, kOuterRows = 256;  // packed at a time: some
 constexpr int64_t kResult = 32;                        // rows and columns of a result in registers
 
 inline int64_t tiles_of(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-inline int64_t fewer(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A matrix in memory, as kParts bfloat16 parts; what lies outside of it reads as zeros.
 template <int kParts>
@@ -118,8 +117,8 @@ void pack(int64_t depth, int64_t columns, const void* weight, bool transposed, c
 // Large results of whole lines go past the caches.
 inline void put_sums(DType dtype, const float* sums, const float* bias, int64_t rows, int64_t row, int64_t column,
                      int64_t columns, void* out, bool past) {
-  for (int64_t r = 0; r < fewer(kResult, rows - row); ++r)
-    for (int64_t j = column; j < fewer(column + kResult, columns); j += 16) {
+  for (int64_t r = 0; r < least(kResult, rows - row); ++r)
+    for (int64_t j = column; j < least(column + kResult, columns); j += 16) {
       const __mmask16 there = columns_from(j, columns);
       __m512 x = (__m512)load(sums + r * kResult + j - column);
       if (bias != nullptr) x = (__m512)((vf)x + (vf)_mm512_maskz_loadu_ps(there, bias + j));
@@ -143,7 +142,7 @@ void times(DType dtype, int64_t rows, int64_t depth, int64_t columns, const void
   float* sums = reinterpret_cast<float*>(scratch);
   char* left = scratch + kResult * kResult * 4;
   for (int64_t begin = 0; begin < rows; begin += kTimesRows) {
-    const int64_t end = fewer(rows, begin + kTimesRows);
+    const int64_t end = least(rows, begin + kTimesRows);
     for (int64_t i = begin; i < end; i += 32)
       for (int64_t r = 0; r < 2; ++r)
         for (int64_t t = 0; t < deep; ++t)
@@ -169,7 +168,7 @@ void outer(int64_t rows, int64_t left, int64_t right, const void* a, const void*
   char* left_tiles = tile + kParts * kTileBytes;
   char* right_tiles = left_tiles + 2 * tiles_of(left, kResult) * kRowBytes;
   for (int64_t begin = 0; begin < rows; begin += kOuterRows) {
-    const int64_t deep = tiles_of(fewer(rows - begin, kOuterRows), 32);
+    const int64_t deep = tiles_of(least(rows - begin, kOuterRows), 32);
     for (int64_t t = 0; t < deep; ++t) {
       for (int64_t i = 0; i < 2 * tiles_of(left, kResult); ++i) {
         source_a.pairs(begin + 32 * t, 16 * i, tile, kTileBytes);
@@ -185,8 +184,8 @@ void outer(int64_t rows, int64_t left, int64_t right, const void* a, const void*
       for (int64_t j = 0; j < right; j += kResult) {
         const char* upper = left_tiles + i / 16 * kRowBytes;
         multiply<kParts>(deep, upper, upper + kRowBytes, right_tiles + j / 16 * kRowBytes, sums);
-        for (int64_t r = 0; r < fewer(kResult, left - i); ++r)
-          for (int64_t c = j; c < fewer(j + kResult, right); c += 16) {
+        for (int64_t r = 0; r < least(kResult, left - i); ++r)
+          for (int64_t c = j; c < least(j + kResult, right); c += 16) {
             float* to = sum + (i + r) * right + c;
             const __mmask16 there = columns_from(c, right);
             const vf total = (vf)_mm512_maskz_loadu_ps(there, to) + load(sums + r * kResult + c - j);

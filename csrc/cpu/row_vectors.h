@@ -179,6 +179,8 @@ inline vf with_sign_of(vf x, vf magnitude) {
 constexpr int64_t kLine = 64, kPage = 4096;
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }  // into the second-level cache
 
+constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
+
 // kLanes values of the dtype.
 template <DType kDType>
 inline vf read(const void* from) {

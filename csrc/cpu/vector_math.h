@@ -14,6 +14,7 @@
 namespace vista::cpu {
 namespace VISTA_ISA {
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t pad(int64_t n) { return (n + 15) / 16 * 16; }  // 16: the widest kLanes, so that layouts agree
 
 constexpr int64_t kLanes = VISTA_LANES;

@@ -58,6 +58,14 @@ inline Tensor rows_like(const Tensor& like, bool zero) {
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 inline float* mutable_floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
+// A row of a contiguous matrix.
+inline const char* row_at(const Tensor& rows, int64_t row) {
+  return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
+}
+inline char* mutable_row_at(Tensor& rows, int64_t row) {
+  return static_cast<char*>(rows.mutable_data_ptr()) + row * rows.size(1) * rows.element_size();
+}
+
 // run(begin, end, scratch) over `tasks`, on torch's threads; each range gets its own cache-aligned scratch.
 template <typename Run>
 void run_tasks(int64_t tasks, int64_t scratch_floats, const Run& run) {

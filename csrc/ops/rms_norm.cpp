@@ -36,13 +36,6 @@ Tensor rms_norm_backward_cpu(Tensor grad_rows, Tensor x, double norm_eps) {
   return grad_x;
 }
 
-const char* row_at(const Tensor& rows, int64_t row) {
-  return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
-}
-char* mutable_row_at(Tensor& rows, int64_t row) {
-  return static_cast<char*>(rows.mutable_data_ptr()) + row * rows.size(1) * rows.element_size();
-}
-
 Tensor weighted_rms_norm_cpu(Tensor x, Tensor weight, double norm_eps) {
   check_weighted_rms_norm("weighted_rms_norm", x, weight, norm_eps);
   x = torch::stable::contiguous(x);

@@ -24,10 +24,6 @@ class Room {
   std::unique_ptr<void, decltype(&std::free)> data_;
 };
 
-const char* row_at(const Tensor& rows, int64_t row) {
-  return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
-}
-
 bool has_tiles(const Tensor& x) { return cpu::row_products() != nullptr && x.scalar_type() != ScalarType::Half; }
 
 Tensor row_product_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed) {
